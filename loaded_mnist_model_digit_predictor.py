@@ -9,12 +9,14 @@ that an answer takes a third of a second and not the time TensorFlow loads in.
 """
 
 import argparse
+import contextlib
 import io
 import itertools
 import json
 import os
 import re
 import stat
+import struct
 import sys
 import time
 import warnings
@@ -35,6 +37,11 @@ SUFFIXES = frozenset(
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_BYTES = 200_000_000  # of one file
 MAX_PIXELS = 50_000_000  # a 48-megapixel phone picture passes, a decompression bomb does not
+MAX_SIDE = 100_000  # pixels
+MAX_MEMORY = 300_000_000  # bytes that decoding may take
+PIXEL_BYTES = {"1": 2, "L": 3, "RGB": 6, "P": 10, "RGBA": 11}  # what it takes a pixel; others 16
+MAX_READS = 200_000  # of a file's pieces; a headers' loop over millions takes minutes
+MAX_OPENING = 1.0  # seconds to get through the headers, likewise
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 SMALL_SIDE = 256  # pixels; smaller images are enlarged, since shapes are cut out in whole pixels
 
@@ -73,6 +80,8 @@ DOUBTFUL = 0.6  # mean confidence under which the other polarity of ink is tried
 BATCH = 128  # glyphs evaluated at once; more would only take more memory
 MAX_WEIGHTS = 20_000_000  # numbers in a model; ours has 446,154
 MAX_UNITS = 65_536  # the largest whole number in a model's description
+MAX_LAYERS = 200
+MAX_MAP = 100_000  # numbers that a layer makes of one glyph; ours at most 21,632
 MAX_CONFIG = 1_000_000  # characters of a model's description; ours has 6,000
 KNOWN_LAYERS = frozenset(
     "InputLayer Conv2D DepthwiseConv2D SeparableConv2D MaxPooling2D AveragePooling2D "
@@ -80,6 +89,11 @@ KNOWN_LAYERS = frozenset(
     "Reshape Dense Dropout SpatialDropout2D Activation ReLU LeakyReLU Softmax ZeroPadding2D "
     "Rescaling Add Concatenate".split()
 )
+
+
+KERAS_MODULES = frozenset(
+    "keras keras.layers keras.initializers keras.regularizers keras.constraints".split()
+)  # whose objects a layer's description may hold
 
 
 class ImageError(Exception):
@@ -90,6 +104,10 @@ class ModelError(Exception):
     """A model that cannot be used; its text is for the user."""
 
 
+class Unsupported(Exception):
+    """A layer that only Keras can evaluate; its text names what is special."""
+
+
 # --- From file to pixels ---------------------------------------------------
 
 
@@ -97,7 +115,7 @@ def read_bytes(path):
     """Return the bytes of a regular file, or of standard input for "-"; raise ImageError."""
     try:
         if path == "-":
-            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+            data = sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""
         else:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
@@ -117,6 +135,69 @@ def read_bytes(path):
     return data
 
 
+class Source(io.BytesIO):
+    """A file in memory whose headers must end: each of Pillow's loops over them reads on."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.reads, self.until = 0, time.process_time() + MAX_OPENING
+
+    def read(self, size=-1, /):
+        self.reads += 1
+        if self.reads > MAX_READS or (self.until and time.process_time() > self.until):
+            raise ImageError("damaged; its headers do not end")
+        return super().read(size)
+
+
+@contextlib.contextmanager
+def silent():
+    """Discard what is written to standard error, by libraries in C too, which warnings are not."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def check_directory(data):
+    """Raise ImageError for a TIFF with a list of over 100,000 numbers, each an object in Python."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    at = int(struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0])
+    count = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, at)[0]
+    row = struct.Struct(f"{order}{'HHQ8x' if big else 'HHI4x'}")
+    rows = data[at + (8 if big else 2) :][: min(count, 65_536) * row.size]
+    for _, kind, length in row.iter_unpack(rows[: len(rows) // row.size * row.size]):
+        if kind not in (1, 2, 6, 7) and length > 100_000:  # those are bytes
+            raise ImageError("damaged; its headers do not end")
+
+
+def check_size(image, data):
+    """Raise ImageError for an open Pillow image that takes too much memory or time to decode."""
+    pixels, size = image.width * image.height, len(data)
+    bands = len(image.getbands())
+    if image.format == "JPEG":  # is decoded at a smaller size
+        size += pixels * (2 * bands if image.info.get("progressive") else 1)
+        scans = data.count(b"\xff\xda")  # each goes over all pixels, and may take 77 bytes
+        repeated = scans > 20 and scans * pixels > 20 * MAX_PIXELS // 2
+    else:
+        size += pixels * {"WEBP": 15, "AVIF": 8, "HEIF": 6}.get(
+            image.format, PIXEL_BYTES.get(image.mode, 16)
+        )
+        repeated = image.tile and image.tile[0][0] == "bmp_rle" and pixels > MAX_PIXELS // 10
+    if pixels > MAX_PIXELS or size > MAX_MEMORY or repeated or max(image.size) > MAX_SIDE:
+        limit = MAX_PIXELS // 1_000_000
+        raise ImageError(f"too large ({pixels / 1e6:.0f} megapixels, at most {limit})")
+
+
 def decode(data):
     """Return (rgb, scale): upright uint8 pixels (height, width, 3) and how far they were reduced.
 
@@ -133,13 +214,15 @@ def decode(data):
         else:
             formats = FORMATS
         Image.MAX_IMAGE_PIXELS = None  # our own limit is below, before any pixel is decoded
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=formats) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    megapixels = image.width * image.height / 1e6
-                    limit = MAX_PIXELS // 1_000_000
-                    raise ImageError(f"too large ({megapixels:.0f} megapixels, at most {limit})")
+            if data[:2] in (b"II", b"MM"):
+                stack.enter_context(silent())  # libtiff prints what it finds wrong
+                check_directory(data)
+            source = Source(data)
+            with Image.open(source, formats=formats) as image:
+                source.until = None
+                check_size(image, data)
                 return reduce_upright(image)
     except ImageError:
         raise
@@ -160,7 +243,8 @@ def reduce_upright(image):
     width, height = image.size
     image.draft(None, (WORK_SIDE, WORK_SIDE))  # JPEG: decode at 1/2, 1/4 or 1/8 at once
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        small = len(image.info.get("exif", b"")) < 1_000_000
+        orientation = image.getexif().get(0x0112, 1) if small else 1
     except Exception:  # absurd EXIF is no reason to lose the picture
         orientation = 1
     transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
@@ -171,7 +255,7 @@ def reduce_upright(image):
         levels = (levels - low) * (255.0 / max(high - low, 1e-9))
         image = Image.fromarray(levels.astype(np.uint8))
     elif transparent:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
     elif image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
     image.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -224,7 +308,9 @@ def paper_of(rgb, dark):
     framed = cv2.copyMakeBorder(small, *[pen] * 4, cv2.BORDER_REPLICATE)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (pen, pen))
     kind = cv2.MORPH_CLOSE if dark else cv2.MORPH_OPEN
-    paper = cv2.morphologyEx(framed, kind, disc)[pen:-pen, pen:-pen]
+    paper = cv2.morphologyEx(framed, kind, disc)
+    inwards = cv2.erode if dark else cv2.dilate  # or a sheet's own edge would leave a line of ink
+    paper = inwards(paper, np.ones((3, 3), np.uint8))[pen:-pen, pen:-pen]
     return resized(paper, height, width, cv2.INTER_LINEAR)
 
 
@@ -332,8 +418,8 @@ def rulings_of(mask, ink):
         if not inked.any():
             continue
         span = max(abs(x1 - x0) / width, abs(y1 - y0) / height)
-        middle, thickest = 2 * np.percentile(depth[inked], (50, 90))
-        thin = max(35 * middle, 28 * thickest) < np.hypot(x1 - x0, y1 - y0)
+        middle, thickest = 2 * np.percentile(depth[inked], (50, 75))
+        thin = max(35 * middle, 30 * thickest) < np.hypot(x1 - x0, y1 - y0)
         if thin and span > 0.5:
             candidates.append((line, middle, np.median(ink[ys, xs][inked])))
     if not candidates:
@@ -364,7 +450,7 @@ def without_rulings(strict, lenient, ink):
     darker, thicker = np.zeros(strict.shape, np.float32), np.zeros(strict.shape, np.float32)
     for line, pen, contrast in rulings:
         start, end = line.reshape(2, 2)
-        beyond = (end - start) / np.hypot(*(end - start)) * 0.12 * side
+        beyond = (end - start) / np.hypot(*(end - start)) * 0.08 * side
         ends = [tuple(int(v) for v in point) for point in (start - beyond, end + beyond)]
         thickness = round(pen + 2) + max(1, side // 500)
         cv2.line(line_mask, *ends, 1, thickness)
@@ -686,12 +772,29 @@ ACTIVATIONS = {
 }
 
 
+KERAS_ACTIVATIONS = frozenset(
+    "elu exponential gelu hard_sigmoid leaky_relu mish relu6 selu sigmoid silu softplus softsign "
+    "swish tanh".split()
+)
+
+
+def whole_pair(values):
+    """Return two positive whole numbers as a tuple; raise ValueError for anything else."""
+    first, second = values
+    if type(first) is not int or type(second) is not int or min(first, second) < 1:
+        raise ValueError("not two sizes")
+    return first, second
+
+
 def build_step(kind, config, shape, weight):
     """Return a layer as a function from array to array, and the shape it makes of shape.
 
     weight(name, shape) returns that weight of the layer, checked; shapes are
-    without the batch. Raises KeyError or TypeError for what is not known here.
+    without the batch. Raises Unsupported for what is not known here, and
+    KeyError, TypeError and the like for what no layer can be.
     """
+    if config.get("activation", "linear") not in ACTIVATIONS:
+        raise Unsupported("activation") if config["activation"] in KERAS_ACTIVATIONS else KeyError
     activation = ACTIVATIONS[config.get("activation", "linear")]
     if kind in ("InputLayer", "Dropout"):
         return (lambda x: x), shape
@@ -699,7 +802,9 @@ def build_step(kind, config, shape, weight):
         return (lambda x: x.reshape(len(x), -1)), (int(np.prod(shape)),)
     if kind == "BatchNormalization":
         if config["axis"] not in (-1, len(shape), [len(shape)]):
-            raise KeyError("axis")
+            raise Unsupported("axis")
+        if not 0 <= config["epsilon"] <= 1:
+            raise ValueError("epsilon")
         names = ("gamma", "beta", "moving_mean", "moving_variance")
         gamma, beta, mean, variance = (weight(name, shape[-1:]) for name in names)
         scale = gamma / np.sqrt(np.maximum(variance, 0) + np.float32(config["epsilon"]))
@@ -708,22 +813,26 @@ def build_step(kind, config, shape, weight):
         units = config["units"]
         kernel, bias = weight("kernel", (*shape, units)), weight("bias", (units,))
         return (lambda x: activation(x @ kernel + bias)), (units,)
+    if kind not in ("Conv2D", "MaxPooling2D"):
+        raise Unsupported(kind)
+    if config["padding"] not in ("valid", "same"):
+        raise ValueError("padding")
     if config["padding"] != "valid" or config["data_format"] != "channels_last":
-        raise KeyError("padding")
+        raise Unsupported("padding")
     if kind == "MaxPooling2D":
-        size = config["pool_size"]
-        if config["strides"] != size:
-            raise KeyError("strides")
+        size = whole_pair(config["pool_size"])
+        if whole_pair(config["strides"]) != size:
+            raise Unsupported("strides")
         return (lambda x: pool(x, size)), (shape[0] // size[0], shape[1] // size[1], shape[2])
     if kind == "Conv2D":
-        rows, columns = config["kernel_size"]
+        rows, columns = whole_pair(config["kernel_size"])
         if config["groups"] != 1 or {*config["strides"], *config["dilation_rate"]} != {1}:
-            raise KeyError("strides")
+            raise Unsupported("strides")
         kernel = weight("kernel", (rows, columns, shape[2], config["filters"]))
         bias = weight("bias", (config["filters"],))
         after = (shape[0] - rows + 1, shape[1] - columns + 1, config["filters"])
         return (lambda x: activation(convolve(x, kernel, bias))), after
-    raise KeyError(kind)
+    raise Unsupported(kind)
 
 
 def checked_datasets(group, path=""):
@@ -740,6 +849,8 @@ def checked_datasets(group, path=""):
         item, inner = group[name], f"{path}/{name}"
         if isinstance(item, h5py.Group):
             yield from checked_datasets(item, inner)
+        elif not isinstance(item, h5py.Dataset):
+            raise ModelError("it is no Keras model's file; train it again")
         elif item.is_virtual or item.external or item.dtype.kind not in "fiu":
             raise ModelError("it stores its weights outside the file; train it again")
         elif item.size > MAX_WEIGHTS:
@@ -769,14 +880,16 @@ def read_architecture(file):
         while pending:
             item = pending.pop()
             if isinstance(item, dict):
-                foreign = not str(item.get("module") or "keras").startswith("keras")
+                module = item.get("module") or "keras"
+                foreign = module not in KERAS_MODULES
+                foreign |= module == "keras.layers" and item.get("class_name") not in KNOWN_LAYERS
                 if foreign or item.get("registered_name") not in (None, item.get("class_name")):
                     unknown.append(str(item.get("class_name"))[:40])
                 pending += item.values()
             elif isinstance(item, list):
                 pending += item
             elif isinstance(item, int) and abs(item) > MAX_UNITS:
-                raise ModelError(f"its description asks for {item} of something")
+                raise ModelError("its description asks for absurdly much of something")
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         raise ModelError("its description is not that of a Keras model") from None
     if unknown:
@@ -803,11 +916,17 @@ def load_network(path):
             if sum(item.size for item in weights.values()) > MAX_WEIGHTS:
                 raise ModelError("its weights are larger than any digit network's")
             try:
+                if model_class == "Functional":
+                    raise Unsupported(model_class)
                 if model_class != "Sequential":
-                    raise KeyError(model_class)
+                    raise ValueError(model_class)
                 steps = build_network(layers, weights)
-            except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+            except Unsupported:
+                check_units(layers, weights)
                 steps = None
+            except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+                text = "its description is not that of a Keras model"
+                raise ModelError(text) from None
     except FileNotFoundError:
         text = "no such file; train it with mnist_cnn_with_dropout.py or give --model"
         raise ModelError(text) from None
@@ -821,12 +940,26 @@ def load_network(path):
         batches = []
         for start in range(0, len(glyphs), BATCH):
             x = np.asarray(glyphs[start : start + BATCH], np.float32)[..., None]
-            for step in steps:
-                x = step(x)
+            with np.errstate(all="ignore"):
+                for step in steps:
+                    x = step(x)
+            if not np.isfinite(x).all():
+                raise ModelError("its answers are not probabilities")
             batches.append(x)
         return np.concatenate(batches)
 
+    probabilities(np.zeros((1, 28, 28), np.float32))
     return probabilities
+
+
+def check_units(layers, weights):
+    """Raise ModelError if layers ask for more units than are stored: Keras would allocate them."""
+    for _, config in layers:
+        for count in (config.get("units"), config.get("filters")):
+            name = str(config.get("name"))
+            stored = [item.shape for path, item in weights.items() if name in path.split("/")]
+            if count is not None and not any(shape[-1:] == (count,) for shape in stored):
+                raise ModelError(f"the weights of its layer {name[:40]!r} do not fit")
 
 
 def build_network(layers, weights):
@@ -834,9 +967,13 @@ def build_network(layers, weights):
     shape, steps = (28, 28, 1), []
     by_layer = {}
     for path in weights:
-        _, group, layer, *_, name = path.split("/")
-        if group == "model_weights":
+        _, group, *inner, name = path.split("/")
+        if group == "model_weights" and inner:
+            layer = inner[0]
             by_layer[layer, name.split(":")[0]] = weights[path]
+    names = {config["name"] for _, config in layers}
+    if len(names) != len(layers) or len(layers) > MAX_LAYERS:
+        raise ModelError("its layers are too many or not told apart by name")
     if layers[0][0] == "InputLayer" and tuple(layers[0][1]["batch_shape"][1:]) != shape:
         raise ModelError(f"it wants input of another shape than {shape}")
     for kind, config in layers:
@@ -851,6 +988,8 @@ def build_network(layers, weights):
             return values
 
         step, shape = build_step(kind, config, shape, weight)
+        if min(shape) < 1 or np.prod(shape) > MAX_MAP:
+            raise ModelError(f"its layer {str(config['name'])[:40]!r} makes {shape} of a digit")
         steps.append(step)
     if shape != (10,) or layers[-1][1].get("activation") != "softmax":
         raise ModelError("it does not end in the probabilities of ten digits")
@@ -1067,8 +1206,10 @@ def read_ink(ink, network, scale, one):
         start += len(candidates)
     sure = np.log(probabilities.max(axis=1))
     chosen = np.mean([sure[index] for line in read for _, index, _ in line])
-    several = sum(len(line) for line in read) > 1
-    if one or (several and len(parts) <= ONE_DIGIT_PARTS and sure[-1] > chosen - ONE_DIGIT_COST):
+    several = sum(map(len, read)) > 1 and len(parts) <= ONE_DIGIT_PARTS
+    tallest = sorted(part.height for part in parts)[-2:]
+    stacked = len(read) > 1 and tallest[0] > 0.75 * tallest[-1] and chosen > np.log(0.7)
+    if one or (several and not stacked and sure[-1] > chosen - ONE_DIGIT_COST):
         read = [[(whole, len(probabilities) - 1, 0.0)]]
         glyphs.append(glyph_of(whole, ink))
 
@@ -1118,6 +1259,7 @@ def ranking(digit):
 def as_text(name, lines, error, top, width):
     """Return the answer for one image as lines for a terminal."""
     shown = printable(name).ljust(width)
+    indent = " " * (len(shown) + 2)
     if error:
         return f"{shown}  {error}"
     digits = [digit for line in lines for digit in line]
@@ -1128,11 +1270,11 @@ def as_text(name, lines, error, top, width):
         doubt = f"  not sure: {first} or {second}"
     first, *rest = text_of(lines).split("\n")
     sure = f"{lowest.confidence:6.1%}" if len(digits) == 1 else f"  lowest {lowest.confidence:.1%}"
-    answer = [f"{shown}  {first} {sure}{doubt}", *(" " * (width + 2) + line for line in rest)]
+    answer = [f"{shown}  {first} {sure}{doubt}", *(indent + line for line in rest)]
     if top:
         for digit in digits:
             likeliest = (f"{d} {digit.probabilities[d]:.1%}" for d in ranking(digit)[:top])
-            answer.append(" " * (width + 2) + "  ".join(likeliest))
+            answer.append(indent + "  ".join(likeliest))
     return "\n".join(answer)
 
 
@@ -1152,14 +1294,18 @@ def draw_answers(figure, answers):
             axes.set_axis_off()
         title = printable(os.path.basename(name) or name)
         if error:
-            picture.set_title(title, fontsize=10)
+            picture.set_title(title, fontsize=10, parse_math=False)
             seen.text(0.5, 0.5, error, ha="center", va="center", wrap=True)
             bars.set_axis_off()
         if rgb is not None:
             picture.imshow(rgb)
         if error:
             continue
-        picture.set_title(f"{title}: {text_of(lines)}" if len(lines) == 1 else title, fontsize=10)
+        picture.set_title(
+            f"{title}: {text_of(lines)}" if len(lines) == 1 else title,
+            fontsize=10,
+            parse_math=False,
+        )
         digits = [digit for line in lines for digit in line]
         for digit in digits:
             left, top, right, bottom = (edge / scale for edge in digit.box)
@@ -1168,6 +1314,7 @@ def draw_answers(figure, answers):
             picture.plot(xs, ys, color=colour, linewidth=1.5)
             if len(digits) > 1:
                 style = {"color": colour, "ha": "center", "va": "bottom", "fontsize": 8}
+                style["bbox"] = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "linewidth": 0}
                 picture.text((left + right) / 2, top, digit.digit, **style)
         longest = max(len(line) for line in lines)
         mosaic = np.zeros((28 * len(lines), 28 * longest), np.float32)
@@ -1194,6 +1341,7 @@ def save_plot(path, answers):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 2.9 * len(answers)), layout="constrained")  # needs no display
+    warnings.filterwarnings("ignore", "Glyph")  # names may be in any script
     draw_answers(figure, answers)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -1311,7 +1459,7 @@ def parse_arguments(argv=None):
         parser.error(f"argument --plot: {options.plot} does not end in .png, .jpg, .pdf or .svg")
     if options.plot and not (options.plot.parent.is_dir() and not options.plot.is_dir()):
         parser.error(f"argument --plot: {options.plot} is in no folder, or is one")
-    if not options.images and not sys.stdin.isatty():
+    if not options.images and not (sys.stdin and sys.stdin.isatty()):
         parser.error("give an image, a folder of images, or - for standard input")
     return options
 
@@ -1348,6 +1496,9 @@ def answer_all(options, network):
 
 def main(argv=None):
     """Run the command line; return 0 if all was read, 1 if some was not, 2 for wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name may hold what the terminal has no letters for
+            stream.reconfigure(errors="backslashreplace")
     options = parse_arguments(argv)
     try:
         network = load_network(options.model)
@@ -1356,6 +1507,9 @@ def main(argv=None):
         return 2
     try:
         return answer_all(options, network)
+    except ModelError as error:
+        warn(f"{printable(options.model)}: {error}")
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, such as head, has seen enough

@@ -646,7 +646,9 @@ def draw_confusion_matrix(figure, labels, predictions):
     counts = confusion_matrix(labels, predictions, labels=range(10))
     errors = counts * (1 - np.eye(10, dtype=int))
     axes = figure.subplots()
-    axes.imshow(np.ma.masked_equal(errors, 0), cmap="Oranges", vmin=0, vmax=max(4, errors.max()))
+    axes.imshow(
+        np.ma.masked_equal(errors, 0), cmap="Oranges", vmin=0, vmax=max(4, 1.6 * errors.max())
+    )
     for truth, row in enumerate(counts):
         for prediction, count in enumerate(row):
             if count:
@@ -802,8 +804,14 @@ def parse_arguments(argv=None):
         description="Train a convolutional network on MNIST and save it with its pictures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.set_defaults(data=None)
     add = parser.add_argument
-    add("--data", type=Path, help=".npz in the Keras layout (default: MNIST, downloaded once)")
+    add(
+        "--data",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help=".npz in the Keras layout (default: MNIST, downloaded once)",
+    )
     add(
         "--output", type=Path, default=Path("models/mnist_model.h5"), help="where to save the model"
     )

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import resource
+import select
 import subprocess
 import sys
 import time
@@ -563,7 +564,12 @@ def test_standard_input_is_an_image_too(album):
 
 def test_each_answer_is_printed_before_the_next_image_is_read(album):
     pipe = subprocess.PIPE
-    with subprocess.Popen(command("7.png", "-"), stdin=pipe, stdout=pipe, cwd=album) as process:
+    buffered = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
+    options = {"stdin": pipe, "stdout": pipe, "cwd": album, "env": buffered}
+    with subprocess.Popen(command("7.png", "-"), **options) as process:
+        ready, _, _ = select.select([process.stdout], [], [], 20)
+        if not ready:
+            process.kill()
         assert process.stdout.readline().split()[:2] == [b"7.png", b"7"]  # "-" is not there yet
         rest, _ = process.communicate(as_file(picture_of(2)), timeout=60)
     assert rest.split()[:2] == [b"-", b"2"]
