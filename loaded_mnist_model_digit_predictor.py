@@ -336,7 +336,7 @@ def ink_of(rgb, dark=None):
     """
     paper = flat_paper(rgb)
     if paper is not None:
-        deviation = (rgb - paper) / np.float32(255)
+        deviation = (rgb - paper) * np.float32(1 / 255)
     else:
         dark = ink_is_dark(rgb) if dark is None else dark
         if max(rgb.shape) > 300:
@@ -346,12 +346,13 @@ def ink_of(rgb, dark=None):
             deviation = cv2.subtract(local, rgb) / (local.astype(np.float32) + 16)
         else:  # absolute, since relative noise is large on a dark board
             deviation = cv2.subtract(rgb, local) / np.float32(255)
-    size = np.abs(deviation).max(axis=2)
+    red, green, blue = cv2.split(np.abs(deviation))  # OpenCV's maxima are ten times NumPy's speed
+    size = cv2.max(cv2.max(red, green), blue)
     strongest = np.percentile(size[::2, ::2], 99) if paper is None else size.max() / 2
     strong = deviation[size >= 0.999 * strongest]
     axis = np.linalg.eigh(strong.T @ strong)[1][:, -1].astype(np.float32)
-    ink = deviation @ (axis if axis.sum() >= 0 else -axis)
-    if paper is not None and float((ink**3).sum()) < 0:
+    ink = cv2.transform(deviation, (axis if axis.sum() >= 0 else -axis)[None])
+    if paper is not None and float(np.square(ink).ravel() @ ink.ravel()) < 0:
         ink = -ink
     return np.maximum(ink, 0)
 
@@ -384,7 +385,8 @@ def straight_lines(mask):
     height, width = mask.shape
     small = resized(mask.astype(np.uint8) * 255, height * factor, width * factor)
     length = int(0.4 * min(small.shape))
-    if length < 10:
+    reach = max(small.any(axis=0).mean(), small.any(axis=1).mean())
+    if length < 10 or reach < 0.4:  # a ruling spans half the image
         return np.zeros((0, 4))
     cv2.setRNGSeed(0)  # the transform samples pixels; the same image shall read the same
     found = cv2.HoughLinesP(

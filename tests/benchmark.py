@@ -37,7 +37,8 @@ model = keras.Sequential([
     layers.Conv2D(32, 3, activation="relu"), layers.BatchNormalization(), layers.MaxPooling2D(),
     layers.Conv2D(64, 3, activation="relu"), layers.BatchNormalization(), layers.MaxPooling2D(),
     layers.Flatten(), layers.Dense(256, activation="relu"), layers.Dropout(0.3),
-    layers.Dense(64, activation="relu"), layers.Dropout(0.3), layers.Dense(10, activation="softmax"),
+    layers.Dense(64, activation="relu"), layers.Dropout(0.3),
+    layers.Dense(10, activation="softmax"),
 ])
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
 race = Race(x_test, y_test)
