@@ -339,7 +339,7 @@ def test_augmented_digits_are_still_readable(some_digits, reader):
 
 
 def test_warp_without_limits_gives_the_image_back(some_digits, monkeypatch):
-    for limit in ("ROTATION", "SHIFT", "SCALE", "SHEAR", "ELASTIC"):
+    for limit in ("ROTATION", "SHIFT", "SCALE", "SHEAR"):
         monkeypatch.setattr(script, limit, 0.0)
     images = some_digits[0].astype("float32") / 255
     np.testing.assert_allclose(script.warp(images, [0, 0]), images, atol=1e-5)
@@ -399,14 +399,28 @@ def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_d
         return epochs_of(batches, len(images), 64, 2)
 
     first, second = two_epochs(highest)
-    assert first[0].shape == (64, 28, 28, 1)
+    assert first[0].shape == (64 + script.NOT_DIGITS, 28, 28, 1)
     assert 0 <= first[0].min() < first[0].max() <= 1
     assert not {i.tobytes() for i in first[0]} & {i.tobytes() for i in second[0]}
     again, _ = two_epochs(highest)
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
+    np.testing.assert_allclose(first[1][64:], 0.1)  # what is no digit may be any of the ten
+    assert (first[1][:64].max(axis=1) == 1).all()
     other, _ = two_epochs(highest - 1)
     assert not {i.tobytes() for i in first[0]} & {i.tobytes() for i in other[0]}
+
+
+def test_a_network_trained_with_them_is_unsure_of_what_is_no_digit(some_digits, reader):
+    images, labels = some_digits
+    pairs = images[:400].astype("float32") / 255
+    others = script.not_digits(pairs, labels[:400], [3, 4]).numpy()
+    assert others.shape == (200, 28, 28)
+    assert 0 <= others.min() < others.max() <= 1
+    sure = reader.predict(others[..., None], verbose=0).max(axis=1)
+    sure_of_digits = reader.predict(pairs[..., None], verbose=0).max(axis=1)
+    assert (sure_of_digits > 0.8).mean() > 0.8
+    assert (sure > 0.8).mean() < 0.4
 
 
 # --- The schedule and the training -----------------------------------------
