@@ -13,6 +13,7 @@ import contextlib
 import io
 import itertools
 import json
+import mmap
 import os
 import re
 import stat
@@ -861,6 +862,29 @@ def checked_datasets(group, path=""):
             yield inner, item
 
 
+def check_heaps(path):
+    """Raise ModelError for an HDF5 file whose texts the library would never get through.
+
+    It goes from object to object by their sizes, for ever where free space claims
+    to be of size zero, and no signal stops it.
+    """
+    damaged = ModelError("it is damaged or not an HDF5 file; train it again")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        sizes = data[13:15] if data[8:9] < b"\2" else data[9:11]
+        if data[:8] != b"\x89HDF\r\n\x1a\n" or sizes != b"\x08\x08":
+            raise damaged
+        heap = data.find(b"GCOL")
+        while heap >= 0:
+            at = heap + 16
+            end = min(len(data), heap + int.from_bytes(data[heap + 8 : at], "little"))
+            while at + 16 <= end:
+                index, size = struct.unpack_from("<H6xQ", data, at)
+                if index == 0 and size < 16:
+                    raise damaged
+                at += size if index == 0 else 16 + (size + 7) // 8 * 8
+            heap = data.find(b"GCOL", heap + 1)
+
+
 def read_architecture(file):
     """Return a Keras HDF5 file's (model class, list of (layer class, layer config)).
 
@@ -912,6 +936,7 @@ def load_network(path):
     try:
         if os.path.getsize(path) > MAX_BYTES or not os.path.isfile(path):
             raise ModelError("it is not a model file, or a huge one")
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             model_class, layers = read_architecture(file)
             weights = dict(checked_datasets(file))

@@ -41,8 +41,7 @@ MODEL_BYTES = predictor.MODEL.read_bytes()
 REFUSED = "not an image|damaged"
 BLANK = "no digit found"
 
-settings.register_profile("quick", deadline=None, database=None, derandomize=True)
-settings.load_profile("quick")
+QUICK = {"deadline": None, "database": None, "derandomize": True}  # the same examples each time
 
 
 # --- Running the script -----------------------------------------------------
@@ -668,7 +667,7 @@ def test_names_that_the_output_cannot_encode_are_escaped(tmp_path):
 
 
 def test_odd_names_do_not_break_the_picture(tmp_path):
-    paths = [os.path.join(os.fsencode(tmp_path), name) for name in ODD_NAMES]
+    paths = [os.path.join(os.fsencode(tmp_path), name) for name in ODD_NAMES[-3:]]
     for path in paths:
         with open(path, "wb") as file:
             file.write(encoded("PNG"))
@@ -932,6 +931,16 @@ def attribute_of(count):
     return apply
 
 
+def endless_heap():
+    """Return the model with free space of size zero among its texts: HDF5 never gets past it."""
+    data = bytearray(MODEL_BYTES)
+    at = data.index(b"GCOL") + 16
+    while data[at] or data[at + 1]:
+        at += 16 + (struct.unpack_from("<Q", data, at + 8)[0] + 7) // 8 * 8
+    data[at + 8 : at + 16] = bytes(8)
+    return bytes(data)
+
+
 RAW_MODELS = {  # name: (bytes, or None for no file; the pattern of the answer)
     "missing": (None, "no such file"),
     "empty": (b"", "damaged or not an HDF5 file"),
@@ -940,6 +949,7 @@ RAW_MODELS = {  # name: (bytes, or None for no file; the pattern of the answer)
     "signature": (MODEL_BYTES[:8], "damaged or not an HDF5 file"),
     "truncated": (MODEL_BYTES[: len(MODEL_BYTES) // 2], "damaged or not an HDF5 file"),
     "one byte short": (MODEL_BYTES[:-1], "damaged or not an HDF5 file"),
+    "endless heap": (endless_heap(), "damaged or not an HDF5 file"),
     "zeros": (bytes(100_000), "damaged or not an HDF5 file"),
     "newer than known": (MODEL_BYTES[:8] + b"\x63" + MODEL_BYTES[9:], "damaged or not an HDF5"),
 }
@@ -1262,7 +1272,7 @@ def pattern(kind, shape, seed):
     return PATTERNS[kind](np.random.default_rng(seed), (*shape, 3)).astype(np.uint8)
 
 
-@settings(max_examples=25)
+@settings(max_examples=20, **QUICK)
 @given(st.sampled_from(sorted(PATTERNS)), SHAPES, st.integers(0, 2**32))
 @example("flat", (1, 1), 0)
 @example("noise", (1, 1600), 0)
@@ -1271,7 +1281,7 @@ def test_any_pixels_give_digits_or_the_error(kind, shape, seed):
     assert_read(pattern(kind, shape, seed))
 
 
-@settings(max_examples=15)
+@settings(max_examples=8, **QUICK)
 @given(arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(3))))
 def test_any_few_pixels_give_digits_or_the_error(rgb):
     assert_read(rgb)
@@ -1280,7 +1290,7 @@ def test_any_few_pixels_give_digits_or_the_error(rgb):
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, **QUICK)
 @given(st.sampled_from(MODES), st.sampled_from(sorted(PATTERNS)), SHAPES, st.integers(0, 2**32))
 def test_any_mode_gives_pixels_or_the_error(mode, kind, shape, seed):
     pixels = pattern(kind, shape, seed)
@@ -1335,7 +1345,7 @@ def assert_decoded(data):
         assert_read(rgb, scale)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, **QUICK)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0",
        b"GIF89a", b"BM", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"RIFF\xff\0\0\0WEBPVP8 ",
        b"\0\0\0\x1cftypavif", b"\0\0\0\x18ftypheic"]))  # fmt: skip
@@ -1348,7 +1358,7 @@ def test_any_bytes_give_pixels_or_the_error(data, signature):
     "tiff-float", "avif", "heic"])  # fmt: skip
 def test_mutated_images_give_pixels_or_the_error(name, capfd):
     """A sample of what a fuzzer has tried; nothing reaches standard error either."""
-    for seed in range(8):
+    for seed in range(6):
         assert_decoded(mutated(seeds()[name], random.Random(f"{name}-{seed}")))
     assert capfd.readouterr().err == ""
 
