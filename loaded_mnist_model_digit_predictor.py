@@ -5,7 +5,7 @@
 prints one line an image: its name, the digits in reading order and how sure the
 network is of them. The network is models/mnist_model.h5, which the companion
 script mnist_cnn_with_dropout.py trained; it is evaluated here in NumPy, so
-that an answer takes a third of a second and not the time TensorFlow loads in.
+that an answer comes before TensorFlow would have been loaded.
 """
 
 import argparse
@@ -284,14 +284,20 @@ def resized(image, height, width, method=cv2.INTER_AREA):
     return cv2.resize(image, (max(1, round(width)), max(1, round(height))), interpolation=method)
 
 
+def at_paper_side(rgb):
+    """Return rgb at the size at which its paper is looked at, PAPER_SIDE pixels long."""
+    height, width = rgb.shape[:2]
+    factor = PAPER_SIDE / max(height, width)
+    return resized(rgb, height * factor, width * factor)
+
+
 def ink_is_dark(rgb):
     """Tell whether the ink is darker than the paper around it, from the skew of local contrast."""
     height, width = rgb.shape[:2]
     factor = min(1.0, 480 / max(height, width))
     pixels = resized(rgb, height * factor, width * factor)
-    factor = PAPER_SIDE / max(height, width)
-    small, window = resized(rgb, height * factor, width * factor), 51
-    framed = cv2.copyMakeBorder(small, *[window] * 4, cv2.BORDER_REFLECT)
+    window = 51
+    framed = cv2.copyMakeBorder(at_paper_side(rgb), *[window] * 4, cv2.BORDER_REFLECT)
     paper = cv2.medianBlur(framed, window)[window:-window, window:-window]
     paper = resized(paper, *pixels.shape[:2], cv2.INTER_LINEAR)
     return float(((pixels.astype(np.float32) - paper) ** 3).sum()) <= 0
@@ -303,23 +309,20 @@ def paper_of(rgb, dark):
     A grey-level closing fills dark marks narrower than PEN_LIMIT and leaves
     shadows and their edges as they are; for light ink, an opening likewise.
     """
-    height, width = rgb.shape[:2]
-    factor, pen = PAPER_SIDE / max(height, width), PEN_LIMIT
-    small = cv2.medianBlur(resized(rgb, height * factor, width * factor), 3)
+    pen = PEN_LIMIT
+    small = cv2.medianBlur(at_paper_side(rgb), 3)
     framed = cv2.copyMakeBorder(small, *[pen] * 4, cv2.BORDER_REPLICATE)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (pen, pen))
     kind = cv2.MORPH_CLOSE if dark else cv2.MORPH_OPEN
     paper = cv2.morphologyEx(framed, kind, disc)
     inwards = cv2.erode if dark else cv2.dilate  # or a sheet's own edge would leave a line of ink
     paper = inwards(paper, np.ones((3, 3), np.uint8))[pen:-pen, pen:-pen]
-    return resized(paper, height, width, cv2.INTER_LINEAR)
+    return resized(paper, *rgb.shape[:2], cv2.INTER_LINEAR)
 
 
 def flat_paper(rgb):
     """Return the one colour behind a drawing or a clean scan, or None if there is none."""
-    height, width = rgb.shape[:2]
-    factor = PAPER_SIDE / max(height, width)
-    small = resized(rgb, height * factor, width * factor).astype(np.float32)
+    small = at_paper_side(rgb).astype(np.float32)
     paper = np.median(small.reshape(-1, 3), axis=0)
     near = np.abs(small - paper).max(axis=2) <= FLAT
     edge = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
@@ -401,17 +404,17 @@ def straight_lines(mask):
     return np.zeros((0, 4)) if found is None else found.reshape(-1, 4) / factor
 
 
-def rulings_of(mask, ink):
-    """Return the rulings, grid and table lines among straight_lines.
+def rulings_of(found, distance, ink):
+    """Return the rulings, grid and table lines among what straight_lines found.
 
-    Each is (line, width, contrast). A ruling is long and thin, and either runs
+    distance is that from each pixel of ink to its nearest paper. Each ruling is
+    (line, width, contrast). A ruling is long and thin, and either runs
     from border to border or has at least two more in parallel.
     """
-    height, width = mask.shape
-    side = max(mask.shape)
-    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+    height, width = ink.shape
+    side = max(ink.shape)
     candidates = []
-    for line in straight_lines(mask):
+    for line in found:
         x0, y0, x1, y1 = line
         steps = int(max(abs(x1 - x0), abs(y1 - y0))) + 1
         xs = np.clip(np.linspace(x0, x1, steps).round().astype(int), 0, width - 1)
@@ -445,7 +448,11 @@ def rulings_of(mask, ink):
 
 def without_rulings(strict, lenient, ink):
     """Return the strict mask without rulings; strokes that cross one stay whole."""
-    rulings = rulings_of(lenient, ink)
+    found = straight_lines(lenient)
+    if not len(found):
+        return strict
+    distance = cv2.distanceTransform(lenient.astype(np.uint8), cv2.DIST_L2, 3)
+    rulings = rulings_of(found, distance, ink)
     if not rulings:
         return strict
     side = max(strict.shape)
@@ -460,7 +467,6 @@ def without_rulings(strict, lenient, ink):
         cv2.line(darker, *ends, float(1.6 * contrast), thickness)
         cv2.line(thicker, *ends, float(0.85 * pen + 1.5), thickness)
     # On a line, what is much darker or thicker than the line itself is a stroke.
-    distance = cv2.distanceTransform(lenient.astype(np.uint8), cv2.DIST_L2, 3)
     stroke = ((distance > thicker) & (line_mask > 0)).astype(np.uint8)
     stroke = cv2.dilate(stroke, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
     on_line = (line_mask > 0) & (ink <= darker) & (stroke == 0)
@@ -538,14 +544,17 @@ def parts_of(mask, ink):
     """Return the connected pieces of mask that are larger than a speck."""
     _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     speck = max(4, SPECK * max(mask.shape))
+    found = [
+        (area, label, x, y, width, height)
+        for label, (x, y, width, height, area) in enumerate(boxes[1:].tolist(), 1)
+        if area >= 6 and max(width, height) >= speck
+    ]
     parts = []
-    for label, (x, y, width, height, area) in enumerate(boxes[1:].tolist(), 1):
-        if area >= 6 and max(width, height) >= speck:
-            own = labels[y : y + height, x : x + width] == label
-            contrast = upper_quartile(ink[y : y + height, x : x + width][own])
-            parts.append(Part(x, y, x + width, y + height, own, contrast))
-    parts.sort(key=lambda part: -part.mask.sum())
-    return parts[:MAX_PARTS]
+    for _, label, x, y, width, height in sorted(found, key=lambda box: -box[0])[:MAX_PARTS]:
+        own = labels[y : y + height, x : x + width] == label
+        contrast = upper_quartile(ink[y : y + height, x : x + width][own])
+        parts.append(Part(x, y, x + width, y + height, own, contrast))
+    return parts
 
 
 def without_borders(parts, shape):
@@ -827,15 +836,13 @@ def build_step(kind, config, shape, weight):
         if whole_pair(config["strides"]) != size:
             raise Unsupported("strides")
         return (lambda x: pool(x, size)), (shape[0] // size[0], shape[1] // size[1], shape[2])
-    if kind == "Conv2D":
-        rows, columns = whole_pair(config["kernel_size"])
-        if config["groups"] != 1 or {*config["strides"], *config["dilation_rate"]} != {1}:
-            raise Unsupported("strides")
-        kernel = weight("kernel", (rows, columns, shape[2], config["filters"]))
-        bias = weight("bias", (config["filters"],))
-        after = (shape[0] - rows + 1, shape[1] - columns + 1, config["filters"])
-        return (lambda x: activation(convolve(x, kernel, bias))), after
-    raise Unsupported(kind)
+    rows, columns = whole_pair(config["kernel_size"])
+    if config["groups"] != 1 or {*config["strides"], *config["dilation_rate"]} != {1}:
+        raise Unsupported("strides")
+    kernel = weight("kernel", (rows, columns, shape[2], config["filters"]))
+    bias = weight("bias", (config["filters"],))
+    after = (shape[0] - rows + 1, shape[1] - columns + 1, config["filters"])
+    return (lambda x: activation(convolve(x, kernel, bias))), after
 
 
 def checked_datasets(group, path=""):
@@ -1026,27 +1033,22 @@ def build_network(layers, weights):
 def load_through_keras(path):
     """Return load_network's function for a model that only Keras can evaluate."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)  # TensorFlow's start-up notes come from C++
-        import keras
+        with silent():  # TensorFlow's start-up notes come from C++
+            import keras
 
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-        if model.input_shape[1:] != (28, 28, 1) or model.output_shape[1:] != (10,):
-            raise ModelError("it does not turn 28x28 pixels into ten digits")
-        answer = np.asarray(model(np.zeros((1, 28, 28, 1), np.float32)))
-        if not np.isfinite(answer).all() or abs(answer.sum() - 1) > 1e-3:
-            raise ModelError("its answers are not probabilities")
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+            if model.input_shape[1:] != (28, 28, 1) or model.output_shape[1:] != (10,):
+                raise ModelError("it does not turn 28x28 pixels into ten digits")
+            answer = np.asarray(model(np.zeros((1, 28, 28, 1), np.float32)))
+            if not np.isfinite(answer).all() or abs(answer.sum() - 1) > 1e-3:
+                raise ModelError("its answers are not probabilities")
     except ModelError:
         raise
     except ImportError:
         raise ModelError("it needs Keras and TensorFlow: pip install tensorflow keras") from None
     except Exception:  # Keras raises whatever a bad file leads it into
         raise ModelError("Keras cannot load it; train it again") from None
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
     return lambda glyphs: np.asarray(model(np.asarray(glyphs, np.float32)[..., None]))
 
 
@@ -1070,6 +1072,11 @@ class Digit:
     @property
     def confidence(self):
         return float(self.probabilities.max())
+
+
+def digits_of(lines):
+    """Return the digits of all lines in one list."""
+    return [digit for line in lines for digit in line]
 
 
 def pieces_of(part, height):
@@ -1184,7 +1191,7 @@ def read_digits(rgb, network, scale=1.0, one=False):
         rgb = resized(rgb, height * factor, width * factor, cv2.INTER_CUBIC)
     scale /= factor
     lines, explained = read_ink(ink_of(rgb), network, scale, one)
-    doubtful = sureness(lines) < DOUBTFUL and sum(map(len, lines)) < 50
+    doubtful = sureness(lines) < DOUBTFUL and len(digits_of(lines)) < 50
     if doubtful and flat_paper(rgb) is None:
         other = read_ink(ink_of(rgb, not ink_is_dark(rgb)), network, scale, one)
         lines, explained = max((lines, explained), other, key=lambda read: sureness(read[0]))
@@ -1200,7 +1207,7 @@ def mark_uncertain(lines, explained):
     explained is the share of the image's ink that was read. A letter, a face or
     a pattern leaves the network unsure, or falls apart into too much besides.
     """
-    digits = [digit for line in lines for digit in line]
+    digits = digits_of(lines)
     enough = CERTAIN if len(digits) == 1 else CERTAIN_NUMBER
     foreign = sureness(lines) < enough or explained < EXPLAINED
     for digit in digits:
@@ -1209,7 +1216,7 @@ def mark_uncertain(lines, explained):
 
 def sureness(lines):
     """Return the geometric mean of all digits' confidences less their costs, 0 for no digits."""
-    sure = [np.log(digit.confidence) - digit.cost for line in lines for digit in line]
+    sure = [np.log(digit.confidence) - digit.cost for digit in digits_of(lines)]
     return float(np.exp(np.mean(sure))) if sure else 0.0
 
 
@@ -1225,7 +1232,8 @@ def read_ink(ink, network, scale, one):
     lines = [candidates_of(line) for line in lines_of(parts, height)]
     whole = union(parts)
     glyphs = [glyph_of(part, ink) for candidates, _ in lines for _, _, part, _ in candidates]
-    probabilities = network(np.stack([*glyphs, glyph_of(whole, ink)]))
+    glyphs.append(glyph_of(whole, ink))
+    probabilities = network(np.stack(glyphs))
     read, start = [], 0
     for candidates, count in lines:
         path = best_path(candidates, count, probabilities[start:])
@@ -1237,8 +1245,7 @@ def read_ink(ink, network, scale, one):
     tallest = sorted(part.height for part in parts)[-2:]
     stacked = len(read) > 1 and tallest[0] > 0.75 * tallest[-1] and chosen > np.log(0.7)
     if one or (several and not stacked and sure[-1] > chosen - ONE_DIGIT_COST):
-        read = [[(whole, len(probabilities) - 1, 0.0)]]
-        glyphs.append(glyph_of(whole, ink))
+        read = [[(whole, len(glyphs) - 1, 0.0)]]
 
     def digit(part, index, cost):
         box = (part.left, part.top, part.right, part.bottom)
@@ -1262,7 +1269,7 @@ def as_json(name, lines, error, top):
     if error:
         return json.dumps({"image": name, "error": error})
     digits = []
-    for digit in (digit for line in lines for digit in line):
+    for digit in digits_of(lines):
         probabilities = [round(float(p), 6) for p in digit.probabilities]
         digits.append(
             {
@@ -1289,7 +1296,7 @@ def as_text(name, lines, error, top, width):
     indent = " " * (len(shown) + 2)
     if error:
         return f"{shown}  {error}"
-    digits = [digit for line in lines for digit in line]
+    digits = digits_of(lines)
     lowest = min(digits, key=lambda digit: digit.confidence)
     doubt = ""
     if lowest.uncertain:
@@ -1320,20 +1327,16 @@ def draw_answers(figure, answers):
         for axes in (picture, seen):
             axes.set_axis_off()
         title = printable(os.path.basename(name) or name)
-        if error:
-            picture.set_title(title, fontsize=10, parse_math=False)
-            seen.text(0.5, 0.5, error, ha="center", va="center", wrap=True)
-            bars.set_axis_off()
+        if len(lines) == 1:
+            title = f"{title}: {text_of(lines)}"
+        picture.set_title(title, fontsize=10, parse_math=False)
         if rgb is not None:
             picture.imshow(rgb)
         if error:
+            seen.text(0.5, 0.5, error, ha="center", va="center", wrap=True)
+            bars.set_axis_off()
             continue
-        picture.set_title(
-            f"{title}: {text_of(lines)}" if len(lines) == 1 else title,
-            fontsize=10,
-            parse_math=False,
-        )
-        digits = [digit for line in lines for digit in line]
+        digits = digits_of(lines)
         for digit in digits:
             left, top, right, bottom = (edge / scale for edge in digit.box)
             colour = "tab:orange" if digit.uncertain else "tab:green"
@@ -1528,12 +1531,7 @@ def main(argv=None):
             stream.reconfigure(errors="backslashreplace")
     options = parse_arguments(argv)
     try:
-        network = load_network(options.model)
-    except ModelError as error:
-        warn(f"{printable(options.model)}: {error}")
-        return 2
-    try:
-        return answer_all(options, network)
+        return answer_all(options, load_network(options.model))
     except ModelError as error:
         warn(f"{printable(options.model)}: {error}")
         return 2
