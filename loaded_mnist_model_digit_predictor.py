@@ -19,11 +19,14 @@ import re
 import stat
 import struct
 import sys
+import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's: images run in parallel instead
 import cv2
 import numpy as np
 
@@ -44,6 +47,8 @@ PIXEL_BYTES = {"1": 2, "L": 3, "RGB": 6, "P": 10, "RGBA": 11}  # what it takes a
 MAX_READS = 200_000  # of a file's pieces; a headers' loop over millions takes minutes
 MAX_OPENING = 1.0  # seconds to get through the headers, likewise
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
+QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
+LARGE = 50  # and that is the end of it if their digits are so many of those pixels tall
 SMALL_SIDE = 256  # pixels; smaller images are enlarged, since shapes are cut out in whole pixels
 
 # Ink and paper
@@ -65,6 +70,7 @@ JOIN_COST = 0.25  # of joining two separate pieces,
 GAP_COST = 2.0  # and more for a gap between them as wide as the digit is tall
 ONE_DIGIT_PARTS = 12  # with more parts than that, an image is not asked whether it is one digit
 ONE_DIGIT_COST = 0.1  # what the logarithm of its confidence may be lower by
+SCRAP = 0.5  # of the surest line's confidence: a line under it is no number
 SHAPE_COST = 1.0  # of being much lower, taller or wider than the line's digits
 
 # From ink to the network's 28x28, made like MNIST's (LeCun et al., 1998)
@@ -141,11 +147,11 @@ class Source(io.BytesIO):
 
     def __init__(self, data):
         super().__init__(data)
-        self.reads, self.until = 0, time.process_time() + MAX_OPENING
+        self.reads, self.until = 0, time.thread_time() + MAX_OPENING
 
     def read(self, size=-1, /):
         self.reads += 1
-        if self.reads > MAX_READS or (self.until and time.process_time() > self.until):
+        if self.reads > MAX_READS or (self.until and time.thread_time() > self.until):
             raise ImageError("damaged; its headers do not end")
         return super().read(size)
 
@@ -264,16 +270,19 @@ def reduce_upright(image):
     if orientation in methods:
         image = image.transpose(Image.Transpose(methods[orientation]))
     scale = max(width, height) / max(image.size)
-    pixels = np.asarray(image if transparent else image.convert("RGB"))
-    return (lay_on_paper(pixels) if transparent else pixels), scale
+    return np.asarray(lay_on_paper(image) if transparent else image.convert("RGB")), scale
 
 
-def lay_on_paper(rgba):
-    """Return RGB: the image on white or black, whichever contrasts with its visible part."""
-    colour, opacity = rgba[..., :3].astype(np.float32), rgba[..., 3:] / np.float32(255)
-    visible = (colour.mean(axis=2, keepdims=True) * opacity).sum() / max(opacity.sum(), 1e-6)
-    paper = 255 if visible < 128 else 0
-    return (colour * opacity + paper * (1 - opacity)).astype(np.uint8)
+def lay_on_paper(image):
+    """Return an RGBA Pillow image on white or black, whichever contrasts with what is visible."""
+    from PIL import Image
+
+    opacity = image.getchannel("A")
+    grey, weight = (np.asarray(band, np.float32).ravel() for band in (image.convert("L"), opacity))
+    dark = grey @ weight <= 128 * weight.sum()
+    paper = Image.new("RGB", image.size, "white" if dark else "black")
+    paper.paste(image.convert("RGB"), mask=opacity)
+    return paper
 
 
 # --- From pixels to ink ----------------------------------------------------
@@ -300,7 +309,8 @@ def ink_is_dark(rgb):
     framed = cv2.copyMakeBorder(at_paper_side(rgb), *[window] * 4, cv2.BORDER_REFLECT)
     paper = cv2.medianBlur(framed, window)[window:-window, window:-window]
     paper = resized(paper, *pixels.shape[:2], cv2.INTER_LINEAR)
-    return float(((pixels.astype(np.float32) - paper) ** 3).sum()) <= 0
+    contrast = (pixels.astype(np.float32) - paper).ravel()
+    return float(np.square(contrast) @ contrast) <= 0
 
 
 def paper_of(rgb, dark):
@@ -322,8 +332,8 @@ def paper_of(rgb, dark):
 
 def flat_paper(rgb):
     """Return the one colour behind a drawing or a clean scan, or None if there is none."""
-    small = at_paper_side(rgb).astype(np.float32)
-    paper = np.median(small.reshape(-1, 3), axis=0)
+    small = at_paper_side(rgb)
+    paper = np.array([np.median(band) for band in cv2.split(small)], np.float32)
     near = np.abs(small - paper).max(axis=2) <= FLAT
     edge = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
     return paper if near.mean() > 0.5 and edge.mean() > 0.85 else None
@@ -350,15 +360,17 @@ def ink_of(rgb, dark=None):
             deviation = cv2.subtract(local, rgb) / (local.astype(np.float32) + 16)
         else:  # absolute, since relative noise is large on a dark board
             deviation = cv2.subtract(rgb, local) / np.float32(255)
-    red, green, blue = cv2.split(np.abs(deviation))  # OpenCV's maxima are ten times NumPy's speed
-    size = cv2.max(cv2.max(red, green), blue)
-    strongest = np.percentile(size[::2, ::2], 99) if paper is None else size.max() / 2
-    strong = deviation[size >= 0.999 * strongest]
+    # A stride prime to the width meets every row and column, and so every line of one pixel.
+    stride = next((step for step in (3, 5, 7) if rgb.shape[1] % step), 1)
+    sample = deviation.reshape(-1, 3)[::stride]
+    size = np.abs(sample) @ np.ones(3, np.float32)
+    strongest = np.percentile(size, 99) if paper is None else size.max() / 2
+    strong = sample[size >= 0.999 * strongest]
     axis = np.linalg.eigh(strong.T @ strong)[1][:, -1].astype(np.float32)
-    ink = cv2.transform(deviation, (axis if axis.sum() >= 0 else -axis)[None])
-    if paper is not None and float(np.square(ink).ravel() @ ink.ravel()) < 0:
-        ink = -ink
-    return np.maximum(ink, 0)
+    axis = axis if axis.sum() >= 0 else -axis
+    if paper is not None and ((strong @ axis) ** 3).sum() < 0:
+        axis = -axis
+    return np.maximum(cv2.transform(deviation, axis[None]), 0)
 
 
 def masks_of(ink):
@@ -368,7 +380,7 @@ def masks_of(ink):
     parts a stroke from fainter rulings that touch it.
     """
     height, width = ink.shape
-    sample = ink[::2, ::2]
+    sample = ink[::3, ::3]
     noise = 1.4826 * np.median(np.abs(sample - np.median(sample))) + 1e-3
     small = resized(ink, height // 4, width // 4)
     rank = min(12, small.size)  # the twelfth largest, so that one speck sets no standard
@@ -396,7 +408,7 @@ def straight_lines(mask):
     found = cv2.HoughLinesP(
         (small > 60).astype(np.uint8),
         1,
-        np.pi / 360,
+        np.pi / 180,
         int(0.7 * length),
         minLineLength=length,
         maxLineGap=max(3, max(small.shape) // 40),
@@ -416,6 +428,8 @@ def rulings_of(found, distance, ink):
     candidates = []
     for line in found:
         x0, y0, x1, y1 = line
+        if max(abs(x1 - x0) / width, abs(y1 - y0) / height) <= 0.5:
+            continue
         steps = int(max(abs(x1 - x0), abs(y1 - y0))) + 1
         xs = np.clip(np.linspace(x0, x1, steps).round().astype(int), 0, width - 1)
         ys = np.clip(np.linspace(y0, y1, steps).round().astype(int), 0, height - 1)
@@ -423,10 +437,9 @@ def rulings_of(found, distance, ink):
         inked = depth > 0
         if not inked.any():
             continue
-        span = max(abs(x1 - x0) / width, abs(y1 - y0) / height)
-        middle, thickest = 2 * np.percentile(depth[inked], (50, 75))
-        thin = max(35 * middle, 30 * thickest) < np.hypot(x1 - x0, y1 - y0)
-        if thin and span > 0.5:
+        thickness = 2 * np.sort(depth[inked])
+        middle, thickest = thickness[len(thickness) // 2], thickness[3 * len(thickness) // 4]
+        if max(35 * middle, 30 * thickest) < np.hypot(x1 - x0, y1 - y0):
             candidates.append((line, middle, np.median(ink[ys, xs][inked])))
     if not candidates:
         return []
@@ -1108,16 +1121,19 @@ def pieces_of(part, height):
     return pieces
 
 
-def candidates_of(line):
+def candidates_of(line, sure):
     """Return all ways to take consecutive pieces of a line as a digit, and the pieces' number.
 
-    Each is (first piece, piece after the last, Part, cost).
+    Each is (first piece, piece after the last, Part, cost). sure(part) is the
+    logarithm of the confidence in a part; it is cut only if that could read better.
     """
     heights = [part.height for part in line]
     height = max(float(np.median(heights)), 0.6 * max(heights))
     pieces, owner, count = [], [], []
-    for index, part in enumerate(sorted(line, key=lambda p: p.centre[0])):
-        cut = pieces_of(part, height)
+    line = sorted(line, key=lambda p: p.centre[0])
+    for index, part in enumerate(line):
+        legible = sure(part) - shape_cost(part, height) > -DIGIT_COST - CUT_COST[0]
+        cut = [part] if legible else pieces_of(part, height)
         pieces, owner = pieces + cut, owner + [index] * len(cut)
         count.append(len(cut))
     candidates = []
@@ -1127,7 +1143,7 @@ def candidates_of(line):
             run = pieces[first : last + 1]
             if not whole and union_width(run) > 1.25 * max(height, *(p.height for p in run)):
                 break
-            part = union(run)
+            part = line[owner[first]] if whole else union(run)
             cost = DIGIT_COST + shape_cost(part, height)
             cost += (cut_cost(part.cut_before) + cut_cost(part.cut_after)) / 2
             if not whole:
@@ -1165,17 +1181,33 @@ def shape_cost(part, height):
     return SHAPE_COST * (0.5 * wide + low + tall)
 
 
-def best_path(candidates, count, probabilities):
-    """Return the indices of the candidates that read a line best (Viterbi's algorithm)."""
+def best_path(candidates, count, sure):
+    """Return the (Part, cost) that read a line best (Viterbi's algorithm).
+
+    candidates and count are what candidates_of returns, sure what it wants; the
+    cost is without that of being a digit at all.
+    """
     best = {0: (0.0, [])}
-    for index in sorted(range(len(candidates)), key=lambda i: candidates[i][1]):
-        first, after, _, cost = candidates[index]
+    for first, after, part, cost in sorted(candidates, key=lambda candidate: candidate[1]):
         if first in best:
             score, path = best[first]
-            score += float(np.log(probabilities[index].max())) - cost
+            score += sure(part) - cost
             if after not in best or score > best[after][0]:
-                best[after] = (score, [*path, index])
+                best[after] = (score, [*path, (part, cost - DIGIT_COST)])
     return best[count][1]
+
+
+def without_scraps(lines, sure):
+    """Drop the lines that are much less sure than the surest: leftovers and marks, no numbers.
+
+    lines holds what best_path returns, sure is what it wants.
+    """
+    scores = [np.mean([sure(part) - cost for part, cost in line]) for line in lines]
+    return [
+        line
+        for line, score in zip(lines, scores, strict=True)
+        if score > max(scores) + np.log(SCRAP)
+    ]
 
 
 def read_digits(rgb, network, scale=1.0, one=False):
@@ -1185,20 +1217,35 @@ def read_digits(rgb, network, scale=1.0, one=False):
     factor from these pixels to the original's. With one, there is exactly one
     digit. Raises ImageError when there is none.
     """
-    factor = -(-SMALL_SIDE // max(rgb.shape[:2]))
+    height, width = rgb.shape[:2]
+    longer = max(height, width)
+    shrink = -(-longer // QUICK_SIDE)
+    if shrink > 1:
+        whole = rgb[: height // shrink * shrink, : width // shrink * shrink]
+        small = resized(whole, height // shrink, width // shrink)
+        lines, explained = read_pixels(small, network, scale * shrink, one)
+        lengths = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) for d in digits_of(lines)]
+        if lines and np.median(lengths) / (scale * shrink) >= LARGE and explained >= EXPLAINED:
+            mark_uncertain(lines, explained)
+            return lines
+    factor = max(1, -(-SMALL_SIDE // longer))
     if factor > 1:
-        height, width = rgb.shape[:2]
         rgb = resized(rgb, height * factor, width * factor, cv2.INTER_CUBIC)
-    scale /= factor
+    lines, explained = read_pixels(rgb, network, scale / factor, one)
+    if not lines:
+        raise ImageError("no digit found")
+    mark_uncertain(lines, explained)
+    return lines
+
+
+def read_pixels(rgb, network, scale, one):
+    """Return read_ink's answer for an image, with its ink darker or lighter than its paper."""
     lines, explained = read_ink(ink_of(rgb), network, scale, one)
     doubtful = sureness(lines) < DOUBTFUL and len(digits_of(lines)) < 50
     if doubtful and flat_paper(rgb) is None:
         other = read_ink(ink_of(rgb, not ink_is_dark(rgb)), network, scale, one)
         lines, explained = max((lines, explained), other, key=lambda read: sureness(read[0]))
-    if not lines:
-        raise ImageError("no digit found")
-    mark_uncertain(lines, explained)
-    return lines
+    return lines, explained
 
 
 def mark_uncertain(lines, explained):
@@ -1229,30 +1276,35 @@ def read_ink(ink, network, scale, one):
         return [], 0.0
     parts, height = likely_parts(parts, ink.shape)
     parts = joined(parts, height)
-    lines = [candidates_of(line) for line in lines_of(parts, height)]
-    whole = union(parts)
-    glyphs = [glyph_of(part, ink) for candidates, _ in lines for _, _, part, _ in candidates]
-    glyphs.append(glyph_of(whole, ink))
-    probabilities = network(np.stack(glyphs))
-    read, start = [], 0
-    for candidates, count in lines:
-        path = best_path(candidates, count, probabilities[start:])
-        read.append([(candidates[i][2], start + i, candidates[i][3] - DIGIT_COST) for i in path])
-        start += len(candidates)
-    sure = np.log(probabilities.max(axis=1))
-    chosen = np.mean([sure[index] for line in read for _, index, _ in line])
+    whole, seen = union(parts), {}
+
+    def look_at(some):
+        """Keep in seen what the network sees of parts and what it says of them."""
+        some = [part for part in dict.fromkeys(some) if part not in seen]
+        if some:
+            glyphs = np.stack([glyph_of(part, ink) for part in some])
+            seen.update(zip(some, zip(glyphs, network(glyphs), strict=True), strict=True))
+
+    def sure(part):
+        return float(np.log(seen[part][1].max()))
+
+    look_at([*parts, whole])
+    lines = [candidates_of(line, sure) for line in lines_of(parts, height)]
+    look_at([part for candidates, _ in lines for _, _, part, _ in candidates])
+    read = without_scraps([best_path(candidates, count, sure) for candidates, count in lines], sure)
+    chosen = np.mean([sure(part) for line in read for part, _ in line])
     several = sum(map(len, read)) > 1 and len(parts) <= ONE_DIGIT_PARTS
     tallest = sorted(part.height for part in parts)[-2:]
     stacked = len(read) > 1 and tallest[0] > 0.75 * tallest[-1] and chosen > np.log(0.7)
-    if one or (several and not stacked and sure[-1] > chosen - ONE_DIGIT_COST):
-        read = [[(whole, len(glyphs) - 1, 0.0)]]
+    if one or (several and not stacked and sure(whole) > chosen - ONE_DIGIT_COST):
+        read = [[(whole, 0.0)]]
 
-    def digit(part, index, cost):
+    def digit(part, cost):
         box = (part.left, part.top, part.right, part.bottom)
         box = tuple(round(float(edge) * scale) for edge in box)
-        return Digit(box, glyphs[index], probabilities[index], cost)
+        return Digit(box, *seen[part], cost)
 
-    explained = sum(part.mask.sum() for line in read for part, _, _ in line) / mask.sum()
+    explained = sum(part.mask.sum() for line in read for part, _ in line) / mask.sum()
     return [[digit(*found) for found in line] for line in read], float(explained)
 
 
@@ -1444,14 +1496,15 @@ class Progress:
     """A line on standard error that counts images, once they have taken over two seconds."""
 
     def __init__(self, total):
-        self.total, self.start = total, time.monotonic()
+        self.total, self.done, self.start = total, 0, time.monotonic()
         self.visible = total > 1 and sys.stderr.isatty()
 
-    def show(self, done):
-        if self.visible and time.monotonic() - self.start > 2 and done < self.total:
-            filled = 30 * done // self.total
+    def count(self):
+        self.done += 1
+        if self.visible and time.monotonic() - self.start > 2 and self.done < self.total:
+            filled = 30 * self.done // self.total
             bar = "#" * filled + "." * (30 - filled)
-            print(f"\r{bar} {done}/{self.total}", end="", file=sys.stderr, flush=True)
+            print(f"\r{bar} {self.done}/{self.total}", end="", file=sys.stderr, flush=True)
 
     def clear(self):
         if self.visible and time.monotonic() - self.start > 2:
@@ -1494,33 +1547,60 @@ def parse_arguments(argv=None):
     return options
 
 
-def answer_all(options, network):
-    """Read every image, print each answer at once, and return the exit status."""
-    names = expand(options.images)
-    progress = Progress(len(names))
-    width = min(40, max((len(printable(name)) for name, _ in names), default=0))
-    status, answers = 0, []
-    for done, (name, error) in enumerate(names if options.images else asked_for()):
-        progress.show(done)
+def answers_of(names, network, options):
+    """Yield (name, rgb, scale, lines, error) of each (name, error) in names, in their order.
+
+    Images are read by as many threads as there are cores, and decoded one at a
+    time, since that is what takes memory. rgb is None unless a picture wants it.
+    """
+    decoding = threading.Lock()
+    plotted = options.plot or options.show
+
+    def answer(name, error):
         rgb, scale, lines = None, 1.0, []
         try:
             if error:
                 raise ImageError(error)
-            rgb, scale = decode(read_bytes(name))
+            with decoding:
+                rgb, scale = decode(read_bytes(name))
             lines = read_digits(rgb, network, scale, options.one)
         except ImageError as problem:
-            error, status = str(problem), 1
+            error = str(problem)
+        return name, rgb if plotted else None, scale, lines, error
+
+    if not options.images or len(names) == 1:
+        yield from itertools.starmap(answer, names)
+        return
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from pool.map(answer, *zip(*names, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def answer_all(options, network):
+    """Read every image, print each answer at once, and return the exit status."""
+    names = expand(options.images) if options.images else asked_for()
+    progress = Progress(len(names) if options.images else 1)
+    width = max((len(printable(name)) for name, _ in names), default=0) if options.images else 0
+    status, shown = 0, []
+    for answer in answers_of(names, network, options):
+        name, _, _, lines, error = answer
         progress.clear()
-        formatted = as_json(name, lines, error, options.top) if options.json else None
-        print(formatted or as_text(name, lines, error, options.top, width), flush=True)
-        if (options.plot or options.show) and len(answers) < PLOTTED:
-            answers.append((name, rgb, scale, lines, error))
-    if len(names) > PLOTTED and (options.plot or options.show):
-        warn(f"the picture shows the first {PLOTTED} of {len(names)} images")
-    if options.plot and answers:
-        save_plot(options.plot, answers)
-    if options.show and answers:
-        show_plot(answers)
+        if options.json:
+            print(as_json(name, lines, error, options.top), flush=True)
+        else:
+            print(as_text(name, lines, error, options.top, min(40, width)), flush=True)
+        progress.count()
+        status = 1 if error else status
+        if (options.plot or options.show) and len(shown) < PLOTTED:
+            shown.append(answer)
+    if progress.total > PLOTTED and (options.plot or options.show):
+        warn(f"the picture shows the first {PLOTTED} of {progress.total} images")
+    if options.plot and shown:
+        save_plot(options.plot, shown)
+    if options.show and shown:
+        show_plot(shown)
     return status
 
 
