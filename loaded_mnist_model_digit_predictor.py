@@ -73,6 +73,9 @@ ONE_DIGIT_COST = 0.1  # what the logarithm of its confidence may be lower by
 SCRAP = 0.5  # of the surest line's confidence: a line under it is no number
 SHAPE_COST = 1.0  # of being much lower, taller or wider than the line's digits
 
+SEAM_ROWS = 64  # rows at which ways between touching digits are looked for
+DRIFT = 0.15  # of a row's ink: what a step aside costs such a way
+
 # From ink to the network's 28x28, made like MNIST's (LeCun et al., 1998)
 GLYPH_SIDE = 80  # pixels, the longer side at which stroke width is set, 4 to one of MNIST's
 PEN_WIDTHS = (8.0, 17.0)  # of those pixels; thinner and thicker pens are brought to these
@@ -1092,32 +1095,70 @@ def digits_of(lines):
     return [digit for line in lines for digit in line]
 
 
+def cheapest_ways(rows):
+    """Return the least ink on a way down through rows to each column, and the ways' steps.
+
+    rows is float (height, width), the result (width,) and a list of (width,) for
+    each row but the first: -1, 0 or 1 column to where the way came from. This is
+    the dynamic programming of seam carving (Avidan and Shamir, 2007).
+    """
+    least, steps = rows[0], []
+    beside = np.full((3, len(least)), np.inf, np.float32)
+    for row in rows[1:]:
+        beside[0, 1:], beside[1], beside[2, :-1] = least[:-1] + DRIFT, least, least[1:] + DRIFT
+        steps.append(beside.argmin(axis=0) - 1)
+        least = row + beside.min(axis=0)
+    return least, steps
+
+
+def seams_of(mask, count):
+    """Return count - 1 cuts from top to bottom that cross little ink, evenly spread.
+
+    mask is bool (height, width); the cuts are whole columns (count - 1, height),
+    and the ink that each crosses is a share of the height.
+    """
+    height, width = mask.shape
+    ink = resized(mask.astype(np.float32), SEAM_ROWS, width * SEAM_ROWS / height)
+    middle = SEAM_ROWS // 2
+    above, up = cheapest_ways(ink[: middle + 1])
+    below, down = cheapest_ways(ink[: middle - 1 : -1])
+    cost, step = above + below - ink[middle], len(above) / count
+    columns = []
+    for cut in range(1, count):
+        low, high = int((cut - 0.45) * step), int((cut + 0.45) * step) + 1
+        off_centre = np.abs(np.arange(low, high) - cut * step)
+        columns.append(low + int(np.argmin(cost[low:high] + 1e-3 * off_centre)))
+    columns = np.array(columns)
+    ways = [[columns], [columns]]
+    for way, steps in zip(ways, (up, down), strict=True):
+        for came_from in reversed(steps):
+            way.append(way[-1] + came_from[way[-1]])
+    seams = np.stack([*ways[0][::-1], *ways[1][1:]], axis=1)
+    at = (np.arange(height) + 0.5) * SEAM_ROWS / height - 0.5
+    seams = [np.interp(at, range(SEAM_ROWS), seam) * width / len(above) for seam in seams]
+    return np.maximum.accumulate(np.round(seams), axis=0), cost[columns] / SEAM_ROWS
+
+
 def pieces_of(part, height):
-    """Cut a part that is wide for one digit at its thinnest columns; return it whole otherwise."""
+    """Cut a part that is wide for one digit where it is thinnest; return it whole otherwise."""
     if part.width <= 0.85 * part.height or part.width <= 0.75 * height:
         return [part]
-    ink = part.mask.sum(axis=0).astype(float)
-    # From the topmost to the lowest ink: low where two round digits touch.
-    extent = part.height - part.mask.argmax(axis=0) - part.mask[::-1].argmax(axis=0)
-    extent = np.where(ink > 0, extent, 0) + ink
     count = max(2, round(part.width / (0.12 * max(part.height, height))))
-    step, cuts = part.width / count, [0]
-    for k in range(1, count):
-        low, high = int((k - 0.45) * step), int((k + 0.45) * step) + 1
-        middle = np.abs(np.arange(high - low) - (high - low) / 2)
-        cut = low + int(np.argmin(extent[low:high] + 1e-3 * middle))
-        if cut - cuts[-1] >= 0.08 * part.height:
-            cuts.append(cut)
-    pieces = []
-    for left, right in zip(cuts, [*cuts[1:], part.width], strict=True):
-        mask = part.mask[:, left:right]
-        rows = np.flatnonzero(mask.any(axis=1))
-        if len(rows):
-            top, bottom = int(rows[0]), int(rows[-1]) + 1
-            before = ink[left] / part.height if left else 0.0
-            after = ink[right] / part.height if right < part.width else 0.0
-            box = (part.left + left, part.top + top, part.left + right, part.top + bottom)
-            pieces.append(Part(*box, mask[top:bottom], part.contrast, before, after))
+    seams, ink = seams_of(part.mask, count)
+    seams = np.vstack([np.zeros(part.height), seams, np.full(part.height, part.width)])
+    ink = [0.0, *ink, 0.0]
+    column, pieces = np.arange(part.width), []
+    for k in range(count):
+        mask = part.mask & (column >= seams[k][:, None]) & (column < seams[k + 1][:, None])
+        if not mask.any():
+            continue
+        (top, bottom), (left, right) = (
+            np.flatnonzero(mask.any(axis=axis))[[0, -1]] + (0, 1) for axis in (1, 0)
+        )
+        box = (part.left + left, part.top + top, part.left + right, part.top + bottom)
+        box = [int(edge) for edge in box]
+        mask = mask[top:bottom, left:right]
+        pieces.append(Part(*box, mask, part.contrast, ink[k], ink[k + 1]))
     return pieces
 
 
