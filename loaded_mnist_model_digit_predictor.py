@@ -71,6 +71,7 @@ GAP_COST = 2.0  # and more for a gap between them as wide as the digit is tall
 ONE_DIGIT_PARTS = 12  # with more parts than that, an image is not asked whether it is one digit
 ONE_DIGIT_COST = 0.1  # what the logarithm of its confidence may be lower by
 SCRAP = 0.5  # of the surest line's confidence: a line under it is no number
+STACKED = 1.4  # a taller whole, by its width, may as well be two numbers one above the other
 SHAPE_COST = 1.0  # of being much lower, taller or wider than the line's digits
 
 SEAM_ROWS = 64  # rows at which ways between touching digits are looked for
@@ -1315,9 +1316,9 @@ def read_ink(ink, network, scale, one):
     parts = parts_of(mask, ink)
     if not parts:
         return [], 0.0
-    parts, height = likely_parts(parts, ink.shape)
-    parts = joined(parts, height)
-    whole, seen = union(parts), {}
+    likely, height = likely_parts(parts, ink.shape)
+    parts = joined(likely, height)
+    whole, seen = union(likely), {}
 
     def look_at(some):
         """Keep in seen what the network sees of parts and what it says of them."""
@@ -1334,9 +1335,10 @@ def read_ink(ink, network, scale, one):
     look_at([part for candidates, _ in lines for _, _, part, _ in candidates])
     read = without_scraps([best_path(candidates, count, sure) for candidates, count in lines], sure)
     chosen = np.mean([sure(part) for line in read for part, _ in line])
-    several = sum(map(len, read)) > 1 and len(parts) <= ONE_DIGIT_PARTS
+    several = 1 < len(likely) <= ONE_DIGIT_PARTS
     tallest = sorted(part.height for part in parts)[-2:]
     stacked = len(read) > 1 and tallest[0] > 0.75 * tallest[-1] and chosen > np.log(0.7)
+    stacked = stacked and whole.height > STACKED * whole.width
     if one or (several and not stacked and sure(whole) > chosen - ONE_DIGIT_COST):
         read = [[(whole, 0.0)]]
 
