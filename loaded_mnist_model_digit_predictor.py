@@ -1263,8 +1263,8 @@ def read_digits(rgb, network, scale=1.0, one=False):
     longer = max(height, width)
     shrink = -(-longer // QUICK_SIDE)
     if shrink > 1:
-        whole = rgb[: height // shrink * shrink, : width // shrink * shrink]
-        small = resized(whole, height // shrink, width // shrink)
+        rows, columns = max(1, height // shrink), max(1, width // shrink)
+        small = resized(rgb[: rows * shrink, : columns * shrink], rows, columns)
         lines, explained = read_pixels(small, network, scale * shrink, one)
         lengths = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) for d in digits_of(lines)]
         if lines and np.median(lengths) / (scale * shrink) >= LARGE and explained >= EXPLAINED:
