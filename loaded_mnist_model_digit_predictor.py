@@ -73,6 +73,8 @@ ONE_DIGIT_COST = 0.1  # what the logarithm of its confidence may be lower by
 SCRAP = 0.5  # of the surest line's confidence: a line under it is no number
 STACKED = 1.4  # a taller whole, by its width, may as well be two numbers one above the other
 SHAPE_COST = 1.0  # of being much lower, taller or wider than the line's digits
+LEGS_COST = 0.7  # of standing on two legs, as an A, an H or two digits in one do
+LEGS_SHARE = 0.25  # of the height, from below: what those legs reach through
 
 SEAM_ROWS = 64  # rows at which ways between touching digits are looked for
 DRIFT = 0.15  # of a row's ink: what a step aside costs such a way
@@ -347,7 +349,7 @@ def ink_of(rgb, dark=None):
     """Return how much each pixel differs from its paper in the ink's own colour.
 
     rgb is uint8 (height, width, 3); the result float32 (height, width), about 0
-    on paper and positive on ink, whichever is darker. The colour is the
+    on paper and positive on ink, whichever is darker; negative for the other way. The colour is the
     principal axis of the strongest deviations, so that a red or a pale blue
     pen counts as much as a black one. dark says whether the ink is darker than
     the paper; by default that is found out.
@@ -361,12 +363,14 @@ def ink_of(rgb, dark=None):
             rgb = cv2.GaussianBlur(rgb, (3, 3), 0)
         local = paper_of(rgb, dark)
         if dark:  # relative, since shadow dims ink and paper alike
-            deviation = cv2.subtract(local, rgb) / (local.astype(np.float32) + 16)
+            local = local.astype(np.float32)
+            deviation = (local - rgb) / (local + 16)
         else:  # absolute, since relative noise is large on a dark board
-            deviation = cv2.subtract(rgb, local) / np.float32(255)
+            deviation = cv2.subtract(rgb, local, dtype=cv2.CV_32F) / np.float32(255)
     # A stride prime to the width meets every row and column, and so every line of one pixel.
     stride = next((step for step in (3, 5, 7) if rgb.shape[1] % step), 1)
     sample = deviation.reshape(-1, 3)[::stride]
+    sample = sample if paper is not None else np.maximum(sample, 0)
     size = np.abs(sample) @ np.ones(3, np.float32)
     strongest = np.percentile(size, 99) if paper is None else size.max() / 2
     strong = sample[size >= 0.999 * strongest]
@@ -374,7 +378,7 @@ def ink_of(rgb, dark=None):
     axis = axis if axis.sum() >= 0 else -axis
     if paper is not None and ((strong @ axis) ** 3).sum() < 0:
         axis = -axis
-    return np.maximum(cv2.transform(deviation, axis[None]), 0)
+    return cv2.transform(deviation, axis[None])
 
 
 def masks_of(ink):
@@ -723,7 +727,7 @@ def glyph_of(part, ink):
     full = max(upper_quartile(pixels[part.mask]), 1e-6)
     fringe = 2 * max(1, round(0.015 * part.length)) + 1  # the anti-aliased rim around the mask
     own = cv2.dilate(part.mask.astype(np.uint8), np.ones((fringe, fringe), np.uint8))
-    pixels = np.minimum(pixels / full, 1) * own
+    pixels = np.clip(pixels / full, 0, 1) * own
     factor = GLYPH_SIDE / part.length
     if factor < 1:  # keep hairlines from fading when they are shrunk
         pixels = cv2.dilate(pixels, np.ones([int(np.ceil(1 / factor))] * 2, np.uint8))
@@ -1239,6 +1243,22 @@ def best_path(candidates, count, sure):
     return best[count][1]
 
 
+def on_two_legs(glyph, digit):
+    """Tell whether a glyph stands on two separate strokes, as no digit but a looped 2 does.
+
+    glyph is float32 (28, 28), digit what it is read as.
+    """
+    inked = (glyph > 0.4).astype(np.uint8)
+    rows = np.flatnonzero(inked.any(axis=1))
+    if digit == 2 or len(rows) < 8:
+        return False
+    reach = round(LEGS_SHARE * len(rows))
+    lowest = inked[rows[-1] + 1 - reach : rows[-1] + 1]
+    _, _, boxes, _ = cv2.connectedComponentsWithStats(lowest, connectivity=8)
+    top, height = boxes[1:, cv2.CC_STAT_TOP], boxes[1:, cv2.CC_STAT_HEIGHT]
+    return int(((top == 0) & (height >= 0.6 * reach)).sum()) > 1
+
+
 def without_scraps(lines, sure):
     """Drop the lines that are much less sure than the surest: leftovers and marks, no numbers.
 
@@ -1321,14 +1341,17 @@ def read_ink(ink, network, scale, one):
     whole, seen = union(likely), {}
 
     def look_at(some):
-        """Keep in seen what the network sees of parts and what it says of them."""
+        """Keep in seen what the network sees of parts, what it says of them and what that costs."""
         some = [part for part in dict.fromkeys(some) if part not in seen]
         if some:
             glyphs = np.stack([glyph_of(part, ink) for part in some])
-            seen.update(zip(some, zip(glyphs, network(glyphs), strict=True), strict=True))
+            for part, glyph, probabilities in zip(some, glyphs, network(glyphs), strict=True):
+                cost = LEGS_COST * on_two_legs(glyph, probabilities.argmax())
+                seen[part] = glyph, probabilities, cost
 
     def sure(part):
-        return float(np.log(seen[part][1].max()))
+        _, probabilities, cost = seen[part]
+        return float(np.log(probabilities.max())) - cost
 
     look_at([*parts, whole])
     lines = [candidates_of(line, sure) for line in lines_of(parts, height)]
@@ -1345,7 +1368,8 @@ def read_ink(ink, network, scale, one):
     def digit(part, cost):
         box = (part.left, part.top, part.right, part.bottom)
         box = tuple(round(float(edge) * scale) for edge in box)
-        return Digit(box, *seen[part], cost)
+        glyph, probabilities, own_cost = seen[part]
+        return Digit(box, glyph, probabilities, cost + own_cost)
 
     explained = sum(part.mask.sum() for line in read for part, _ in line) / mask.sum()
     return [[digit(*found) for found in line] for line in read], float(explained)

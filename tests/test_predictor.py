@@ -9,11 +9,14 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import cv2
 import h5py
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scenes import (
     BLACK,
     WHITE,
@@ -227,6 +230,96 @@ def test_blank_paper_holds_no_digit():
     for paper in (WHITE, BLACK, (120, 130, 90)):
         assert lines_in(inked(paper, blank).astype(np.uint8)) == []
     assert text_in(photographed(ruled(SIZE, random, 30), random)) == ""
+
+
+# --- What is no digit ----------------------------------------------------------
+
+LETTERS = "AEFHKMNRTWXYaehkmnrtwxπ&@#?%"  # none that somebody may write a digit like
+
+
+def letter(character, random):
+    """Return a letter of one of Matplotlib's fonts, drawn large on noisy paper."""
+    name = random.choice(["DejaVuSans", "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral"])
+    font = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    sheet = Image.new("L", (240, 240))
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.truetype(font, int(random.integers(90, 150)))
+    pen.text((120, 120), character, 255, font, anchor="mm", stroke_width=random.integers(3))
+    return photographed(inked(WHITE, np.asarray(sheet, np.float32) / 255), random)
+
+
+def scribble(random):
+    """Return a doodle: a pen that wanders about in six straight strokes."""
+    sheet = np.zeros((240, 240), np.uint8)
+    cv2.polylines(sheet, [random.integers(40, 200, (7, 2), np.int32)], False, 255, 6, cv2.LINE_AA)
+    return photographed(inked(WHITE, sheet / np.float32(255)), random)
+
+
+def stripes(random):
+    """Return a pattern of waves, such as a curtain or a fence makes."""
+    y, x = np.mgrid[:240, :240]
+    angle, length = random.uniform(0, np.pi), random.uniform(8, 40)
+    waves = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / length) / 2 + 0.5
+    return photographed(inked(WHITE, np.float32(waves)), random)
+
+
+def blank(random):
+    """Return a sheet of paper, lit from one side."""
+    return photographed(shadowed(np.full((240, 240, 3), 235.0), random, hard=False), random)
+
+
+NOT_DIGITS = {  # and the share that must be refused or marked as uncertain, at least
+    "letters": (0.7, lambda random: letter(random.choice(list(LETTERS)), random)),
+    "scribbles": (0.75, scribble),
+    "stripes": (0.9, stripes),
+    "blank sheets": (1.0, blank),
+}
+
+
+@pytest.mark.parametrize("name", NOT_DIGITS)
+def test_what_is_no_digit_is_not_taken_for_one(name):
+    least, draw = NOT_DIGITS[name]
+    random = np.random.default_rng(list(NOT_DIGITS).index(name))
+    answers = [lines_in(draw(random)) for _ in range(100)]
+    believed = [predictor.text_of(lines) for lines in answers if not all_uncertain(lines)]
+    assert len(believed) <= (1 - least) * len(answers), believed
+
+
+def test_digits_are_seldom_called_uncertain():
+    random, flagged, right = np.random.default_rng(5), 0, 0
+    for _ in range(500):
+        digit, label = some_digit(random)
+        ink = placed(drawn(digit, random.integers(60, 160)), (240, 240), random=random)
+        lines = lines_in(photographed(inked(WHITE, ink), random))
+        if predictor.text_of(lines) == str(label):
+            right, flagged = right + 1, flagged + all_uncertain(lines)
+    assert right >= 485
+    assert flagged <= 0.015 * right
+
+
+def all_uncertain(lines):
+    """Tell whether every digit that was read carries the warning, as when there is none."""
+    return all(digit.uncertain for digit in predictor.digits_of(lines))
+
+
+@pytest.mark.parametrize(
+    "text, legs", [("A", True), ("H", True), ("n", True), ("4", False), ("8", False), ("7", False)]
+)
+def test_two_legs_are_no_digits(text, legs):
+    sheet = Image.new("L", (60, 60))
+    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    ImageDraw.Draw(sheet).text((10, 0), text, 255, ImageFont.truetype(font, 50))
+    glyph = np.asarray(sheet.crop(sheet.getbbox()).resize((20, 20)), np.float32) / 255
+    glyph = np.pad(glyph, 4)
+    assert predictor.on_two_legs(glyph, digit=4) == legs
+    assert not predictor.on_two_legs(glyph, digit=2)  # a looped 2 has two
+
+
+def test_few_mnist_digits_stand_on_two_legs():
+    images, labels = mnist()
+    glyphs = images / np.float32(255)
+    share = np.mean([predictor.on_two_legs(*pair) for pair in zip(glyphs, labels, strict=True)])
+    assert share < 0.006
 
 
 # --- Files --------------------------------------------------------------------
