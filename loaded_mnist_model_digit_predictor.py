@@ -94,6 +94,7 @@ BATCH = 128  # glyphs evaluated at once; more would only take more memory
 MAX_WEIGHTS = 20_000_000  # numbers in a model; ours has 446,154
 MAX_UNITS = 65_536  # the largest whole number in a model's description
 MAX_LAYERS = 200
+MAX_KERAS_MEMORY = 4_000_000_000  # bytes that Keras may take for a model; TensorFlow itself 0.7
 MAX_MAP = 100_000  # numbers that a layer makes of one glyph; ours at most 21,632
 MAX_CONFIG = 1_000_000  # characters of a model's description; ours has 6,000
 KNOWN_LAYERS = frozenset(
@@ -103,7 +104,7 @@ KNOWN_LAYERS = frozenset(
     "Rescaling Add Concatenate".split()
 )
 
-
+SIZES = "kernel_size pool_size strides dilation_rate padding depth_multiplier".split()
 KERAS_MODULES = frozenset(
     "keras keras.layers keras.initializers keras.regularizers keras.constraints".split()
 )  # whose objects a layer's description may hold
@@ -977,7 +978,7 @@ def load_network(path):
                     raise ValueError(model_class)
                 steps = build_network(layers, weights)
             except Unsupported:
-                check_units(layers, weights)
+                check_sizes(layers, weights)
                 steps = None
             except (KeyError, TypeError, IndexError, AttributeError, ValueError):
                 text = "its description is not that of a Keras model"
@@ -1007,14 +1008,19 @@ def load_network(path):
     return probabilities
 
 
-def check_units(layers, weights):
-    """Raise ModelError if layers ask for more units than are stored: Keras would allocate them."""
-    for _, config in layers:
+def check_sizes(layers, weights):
+    """Raise ModelError if layers ask for more than is stored: Keras would allocate it first."""
+    for kind, config in layers:
+        name = str(config.get("name"))
+        shapes = [item.shape for path, item in weights.items() if name in path.split("/")]
         for count in (config.get("units"), config.get("filters")):
-            name = str(config.get("name"))
-            stored = [item.shape for path, item in weights.items() if name in path.split("/")]
-            if count is not None and not any(shape[-1:] == (count,) for shape in stored):
+            if count is not None and not any(shape[-1:] == (count,) for shape in shapes):
                 raise ModelError(f"the weights of its layer {name[:40]!r} do not fit")
+        if kind == "InputLayer" and not str(config.get("batch_shape")).endswith(", 28, 28, 1]"):
+            raise ModelError("it wants input of another shape than (28, 28, 1)")
+        asked = str([config.get(key) for key in SIZES])
+        if any(int(number) > 28 for number in re.findall(r"\d+", asked)):
+            raise ModelError(f"its layer {name[:40]!r} is larger than a digit")
 
 
 def build_network(layers, weights):
@@ -1051,11 +1057,28 @@ def build_network(layers, weights):
     return steps
 
 
+@contextlib.contextmanager
+def bounded_memory():
+    """Let memory for data end at MAX_KERAS_MEMORY, where the system can: models may lie."""
+    try:
+        from resource import RLIMIT_DATA, getrlimit, setrlimit
+    except ImportError:  # Windows
+        yield
+        return
+    before = getrlimit(RLIMIT_DATA)
+    most = min((limit for limit in before if limit >= 0), default=MAX_KERAS_MEMORY)
+    setrlimit(RLIMIT_DATA, (min(most, MAX_KERAS_MEMORY), before[1]))
+    try:
+        yield
+    finally:
+        setrlimit(RLIMIT_DATA, before)
+
+
 def load_through_keras(path):
     """Return load_network's function for a model that only Keras can evaluate."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     try:
-        with silent():  # TensorFlow's start-up notes come from C++
+        with silent(), bounded_memory():  # TensorFlow's start-up notes come from C++
             import keras
 
             model = keras.models.load_model(path, compile=False, safe_mode=True)

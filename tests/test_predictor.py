@@ -280,20 +280,20 @@ NOT_DIGITS = {  # and the share that must be refused or marked as uncertain, at 
 def test_what_is_no_digit_is_not_taken_for_one(name):
     least, draw = NOT_DIGITS[name]
     random = np.random.default_rng(list(NOT_DIGITS).index(name))
-    answers = [lines_in(draw(random)) for _ in range(100)]
+    answers = [lines_in(draw(random)) for _ in range(60)]
     believed = [predictor.text_of(lines) for lines in answers if not all_uncertain(lines)]
     assert len(believed) <= (1 - least) * len(answers), believed
 
 
 def test_digits_are_seldom_called_uncertain():
     random, flagged, right = np.random.default_rng(5), 0, 0
-    for _ in range(500):
+    for _ in range(300):
         digit, label = some_digit(random)
         ink = placed(drawn(digit, random.integers(60, 160)), (240, 240), random=random)
         lines = lines_in(photographed(inked(WHITE, ink), random))
         if predictor.text_of(lines) == str(label):
             right, flagged = right + 1, flagged + all_uncertain(lines)
-    assert right >= 485
+    assert right >= 291
     assert flagged <= 0.015 * right
 
 

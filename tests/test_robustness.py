@@ -910,6 +910,17 @@ def wide_through_keras(file, folder):
     added(("Dense", settings), ("Dense", {**settings, "name": "w2"}))(file, folder)
 
 
+def far_padding(file, folder):
+    """Have Keras pad a digit to 30,000 pixels a side, 3.6 GB, for weights that are not there."""
+    settings = {"name": "pad", "padding": [[15_000, 15_000], [15_000, 15_000]]}
+    added(("ZeroPadding2D", settings), at=1)(file, folder)
+
+
+def large_input_for_keras(file, folder):
+    layer("InputLayer", batch_shape=[None, 30_000, 30_000, 1])(file, folder)
+    layer("Conv2D", padding="same")(file, folder)
+
+
 def vocabulary(file, folder):
     """Name a file to be read by a preprocessing layer that stands for an activation."""
     inner = {"vocabulary": str(outside(folder)), "name": "v"}
@@ -1096,6 +1107,8 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     "wide convolutions": (wide_convolutions, ANY),
     "1,000 layers that share weights": (shared_layers, ANY),
     "wide layers for Keras": (wide_through_keras, ANY),
+    "far padding for Keras": (far_padding, "larger than a digit"),
+    "large input for Keras": (large_input_for_keras, "another shape"),
 }
 
 
@@ -1220,6 +1233,24 @@ def test_models_at_odd_paths_that_are_good(tmp_path):
     (tmp_path / "good.png").write_bytes(encoded("PNG"))
     result = run(tmp_path, "--model", path, tmp_path / "good.png")
     assert (result.status, result.err) == (0, "")
+
+
+def test_memory_is_bounded_while_keras_loads_a_model():
+    code = """
+import numpy as np
+from resource import RLIMIT_DATA, getrlimit
+import loaded_mnist_model_digit_predictor as predictor
+before = getrlimit(RLIMIT_DATA)
+with predictor.bounded_memory():
+    try:
+        np.ones(predictor.MAX_KERAS_MEMORY, np.uint8)
+    except MemoryError:
+        print("refused")
+assert getrlimit(RLIMIT_DATA) == before
+"""
+    folder = Path(predictor.__file__).parent
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE)
+    assert (result.returncode, result.stdout) == (0, b"refused\n")
 
 
 # --- Any image --------------------------------------------------------------
