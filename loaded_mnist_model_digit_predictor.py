@@ -84,9 +84,10 @@ GLYPH_SIDE = 80  # pixels, the longer side at which stroke width is set, 4 to on
 PEN_WIDTHS = (8.0, 17.0)  # of those pixels; thinner and thicker pens are brought to these
 
 # The lattice, the network and the answer
-MAX_PIECES = 14  # a digit is made of at most so many pieces of a cut-up part
+MAX_PIECES = 14  # a digit is made of at most so many pieces of a cut-up part,
+WIDEST = 1.1  # of its height wide
 # A reading is marked as uncertain below these, fitted on the development images.
-CERTAIN = 0.72  # confidence in one digit
+CERTAIN = 0.76  # confidence in one digit
 CERTAIN_NUMBER = 0.87  # mean confidence in the digits of a number, less their costs
 EXPLAINED = 0.5  # share of the ink that was read
 DOUBTFUL = 0.6  # mean confidence under which the other polarity of ink is tried, too
@@ -1171,7 +1172,7 @@ def pieces_of(part, height):
     """Cut a part that is wide for one digit where it is thinnest; return it whole otherwise."""
     if part.width <= 0.85 * part.height or part.width <= 0.75 * height:
         return [part]
-    count = max(2, round(part.width / (0.12 * max(part.height, height))))
+    count = max(2, round(part.width / (0.15 * max(part.height, height))))
     seams, ink = seams_of(part.mask, count)
     seams = np.vstack([np.zeros(part.height), seams, np.full(part.height, part.width)])
     ink = [0.0, *ink, 0.0]
@@ -1210,16 +1211,16 @@ def candidates_of(line, sure):
         for last in range(first, min(len(pieces), first + MAX_PIECES)):
             whole = owner[first] == owner[last] and last - first + 1 == count[owner[first]]
             run = pieces[first : last + 1]
-            if not whole and union_width(run) > 1.25 * max(height, *(p.height for p in run)):
+            tall = max(height, *(p.height for p in run))
+            if first < last and not whole and union_width(run) > WIDEST * tall:
                 break
             part = line[owner[first]] if whole else union(run)
+            if first < last and not whole and part.height > 1.7 * height:
+                continue
             cost = DIGIT_COST + shape_cost(part, height)
             cost += (cut_cost(part.cut_before) + cut_cost(part.cut_after)) / 2
-            if not whole:
-                if part.height > 1.7 * height:
-                    continue
-                if count[owner[first]] > 1:
-                    cost += max(0.0, 0.3 - part.width / part.height)
+            if not whole and count[owner[first]] > 1:
+                cost += max(0.0, 0.3 - part.width / part.height)
             gaps = [
                 max(0, b.left - a.right) / height
                 for k, (a, b) in enumerate(itertools.pairwise(run), first)
@@ -1369,8 +1370,8 @@ def read_ink(ink, network, scale, one):
         if some:
             glyphs = np.stack([glyph_of(part, ink) for part in some])
             for part, glyph, probabilities in zip(some, glyphs, network(glyphs), strict=True):
-                cost = LEGS_COST * on_two_legs(glyph, probabilities.argmax())
-                seen[part] = glyph, probabilities, cost
+                doubtful = probabilities.max() > 0.5 and on_two_legs(glyph, probabilities.argmax())
+                seen[part] = glyph, probabilities, LEGS_COST * doubtful
 
     def sure(part):
         _, probabilities, cost = seen[part]

@@ -299,9 +299,9 @@ def test_embedded_test_digits_are_a_stratified_fifth_that_training_never_sees(ml
 
 
 def distort(images, labels, seed):
-    """Return uint8 images as training sees them: with pen strokes, then warped."""
+    """Return uint8 images as training sees them: with pen strokes, warped, with another pen."""
     inked = script.add_pen_strokes(images.astype("float32") / 255, labels, [seed, 1])
-    return script.warp(inked, [seed, 2]).numpy()
+    return script.with_another_pen(script.warp(inked, [seed, 2]), [seed, 3]).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,8 @@ def test_batches_hold_every_image_once_an_epoch_in_a_new_order(some_digits):
 
     first, second = two_epochs(seed=0)
     wanted = sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
-    for epoch_images, one_hot in (first, second):
+    for epoch_images, one_hot, weights in (first, second):
+        assert (weights == 1).all()
         assert epoch_images.shape == (500, 28, 28, 1)
         assert epoch_images.dtype == np.float32
         assert (one_hot.sum(axis=1) == 1).all()
@@ -405,8 +406,11 @@ def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_d
     again, _ = two_epochs(highest)
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
-    np.testing.assert_allclose(first[1][64:], 0.1)  # what is no digit may be any of the ten
-    assert (first[1][:64].max(axis=1) == 1).all()
+    _, targets, weights = first
+    assert (targets[:64].max(axis=1) == 1).all() and (weights[:64] == 1).all()
+    assert (weights[64:] == script.NOT_DIGITS_WEIGHT).all()
+    assert targets[64:].max() < 0.5  # what is no digit counts for none
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
     other, _ = two_epochs(highest - 1)
     assert not {i.tobytes() for i in first[0]} & {i.tobytes() for i in other[0]}
 
@@ -414,13 +418,69 @@ def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_d
 def test_a_network_trained_with_them_is_unsure_of_what_is_no_digit(some_digits, reader):
     images, labels = some_digits
     pairs = images[:400].astype("float32") / 255
-    others = script.not_digits(pairs, labels[:400], [3, 4]).numpy()
+    others, targets = (array.numpy() for array in script.not_digits(pairs, labels[:400], [3, 4]))
     assert others.shape == (200, 28, 28)
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
     assert 0 <= others.min() < others.max() <= 1
     sure = reader.predict(others[..., None], verbose=0).max(axis=1)
     sure_of_digits = reader.predict(pairs[..., None], verbose=0).max(axis=1)
     assert (sure_of_digits > 0.8).mean() > 0.8
     assert (sure > 0.8).mean() < 0.4
+
+
+@pytest.mark.parametrize("gap", [-3, 0, 4])
+def test_pairs_lie_side_by_side_at_the_gap_that_is_asked_for(gap):
+    first, second = np.zeros((2, 1, 28, 28), "float32")
+    first[0, 5:25, 12:16] = second[0, 5:25, 10:14] = 1  # two 1s, four pixels wide
+    [pair] = script.side_by_side(first, second, np.float32([gap])).numpy()
+    columns = np.flatnonzero(pair.max(axis=0) > 0.5)
+    assert len(columns) == pytest.approx(8 + min(gap, 0), abs=1)
+    assert columns[-1] - columns[0] == pytest.approx(7 + gap, abs=1)
+    assert columns.mean() == pytest.approx(13.5, abs=1)
+    np.testing.assert_array_equal(np.flatnonzero(pair.max(axis=1) > 0.5), range(5, 25))
+
+
+def test_wide_pairs_are_brought_to_the_size_of_a_digit():
+    first, second = np.zeros((2, 1, 28, 28), "float32")
+    first[0, 4:24, 4:24] = second[0, 4:24, 4:24] = 1
+    [pair] = script.side_by_side(first, second, np.float32([0])).numpy()
+    assert len(np.flatnonzero(pair.max(axis=0) > 0.5)) == pytest.approx(20, abs=1)
+    assert len(np.flatnonzero(pair.max(axis=1) > 0.5)) == pytest.approx(10, abs=1)
+
+
+def test_halves_are_halves_and_what_is_turned_is_turned(some_digits):
+    images, labels = some_digits[0].astype("float32") / 255, some_digits[1]
+    half = script.halves(images, labels, [0, 6]).numpy()
+    share = half.sum(axis=(1, 2)) / images.sum(axis=(1, 2))
+    assert 0.25 < share[labels > 1].mean() < 0.5
+    pairs = np.zeros_like(images)
+    other = script.turned(images, labels, pairs, [0, 7]).numpy()
+    on_side, mirrored = np.rot90(images, axes=(1, 2)), images[:, :, ::-1]
+    is_on_side = (other == on_side).all(axis=(1, 2))
+    assert (is_on_side | (other == mirrored).all(axis=(1, 2)))[labels > 0].all()
+    np.testing.assert_array_equal(half[labels == 1], on_side[labels == 1])
+    assert is_on_side[(labels == 2) | (labels == 5)].all()  # in a mirror they would be each other
+    assert 0.3 < is_on_side[labels == 7].mean() < 0.7
+    assert (other[labels == 0] == 0).all()
+
+
+def test_other_pens_change_the_ink_and_little_else(some_digits):
+    images = some_digits[0].astype("float32") / 255
+    drawn = script.with_another_pen(images, [0, 5]).numpy()
+    assert drawn.dtype == np.float32 and drawn.shape == images.shape
+    assert 0 <= drawn.min() < drawn.max() <= 1
+    ratio = drawn.sum(axis=(1, 2)) / images.sum(axis=(1, 2))
+    assert 0.8 < ratio.min() < 0.95 and 1.1 < ratio.max() < 1.5
+    assert 0.4 < (ratio > 1).mean() < 0.6
+    far = dilated(images) == 0  # no ink within one pixel
+    assert (drawn[far] == 0).all()
+
+
+def dilated(images):
+    """Return the maximum of each pixel's neighbourhood of 3x3."""
+    framed = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(framed, (3, 3), axis=(1, 2))
+    return windows.max(axis=(3, 4))
 
 
 # --- The schedule and the training -----------------------------------------
@@ -442,6 +502,24 @@ def test_shortest_schedules_stay_within_zero_and_the_peak(keras, steps):
     schedule = script.one_cycle(0.002, steps)
     rates = [float(schedule(step)) for step in range(steps + 1)]
     assert all(0 <= rate <= 0.002 + 1e-9 for rate in rates)
+
+
+def test_training_that_diverges_says_so_and_keeps_the_earlier_file(
+    keras, small_npz, tmp_path, monkeypatch, capsys
+):
+    def diverge(model, split, options):
+        model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
+        return {}
+
+    monkeypatch.setattr(script, "train", diverge)
+    output = tmp_path / "model.h5"
+    output.write_bytes(b"earlier")
+    assert script.main(["--data", str(small_npz), "--output", str(output)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and "lower it" in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.h5"]
+    assert output.read_bytes() == b"earlier"
 
 
 Small = namedtuple("Small", "weights metrics history val_loss rate_at_end epochs")
