@@ -1399,7 +1399,9 @@ def read_ink(ink, network, scale, one):
     tallest = sorted(part.height for part in parts)[-2:]
     stacked = len(read) > 1 and tallest[0] > 0.75 * tallest[-1] and chosen > np.log(0.7)
     stacked = stacked and whole.height > STACKED * whole.width
-    if one or (several and not stacked and sure(whole) > chosen - ONE_DIGIT_COST):
+    # A 0 that is open above and below may stand on two legs, so these do not count here.
+    unity = float(np.log(seen[whole][1].max()))
+    if one or (several and not stacked and unity > chosen - ONE_DIGIT_COST):
         read = [[(whole, 0.0)]]
 
     def digit(part, cost):
