@@ -105,6 +105,7 @@ KNOWN_LAYERS = frozenset(
     "Rescaling Add Concatenate".split()
 )
 
+# What a layer's description may ask for at most 28 of, a digit's size, on the way to Keras
 SIZES = "kernel_size pool_size strides dilation_rate padding depth_multiplier".split()
 KERAS_MODULES = frozenset(
     "keras keras.layers keras.initializers keras.regularizers keras.constraints".split()
@@ -1022,6 +1023,12 @@ def load_network(path):
     return probabilities
 
 
+def check_input(kind, config):
+    """Raise ModelError for an InputLayer that does not take digits."""
+    if kind == "InputLayer" and tuple(config["batch_shape"][1:]) != (28, 28, 1):
+        raise ModelError("it wants input of another shape than (28, 28, 1)")
+
+
 def check_sizes(layers, weights):
     """Raise ModelError if layers ask for more than is stored: Keras would allocate it first."""
     for kind, config in layers:
@@ -1030,8 +1037,7 @@ def check_sizes(layers, weights):
         for count in (config.get("units"), config.get("filters")):
             if count is not None and not any(shape[-1:] == (count,) for shape in shapes):
                 raise ModelError(f"the weights of its layer {name[:40]!r} do not fit")
-        if kind == "InputLayer" and not str(config.get("batch_shape")).endswith(", 28, 28, 1]"):
-            raise ModelError("it wants input of another shape than (28, 28, 1)")
+        check_input(kind, config)
         asked = str([config.get(key) for key in SIZES])
         if any(int(number) > 28 for number in re.findall(r"\d+", asked)):
             raise ModelError(f"its layer {name[:40]!r} is larger than a digit")
@@ -1049,8 +1055,7 @@ def build_network(layers, weights):
     names = {config["name"] for _, config in layers}
     if len(names) != len(layers) or len(layers) > MAX_LAYERS:
         raise ModelError("its layers are too many or not told apart by name")
-    if layers[0][0] == "InputLayer" and tuple(layers[0][1]["batch_shape"][1:]) != shape:
-        raise ModelError(f"it wants input of another shape than {shape}")
+    check_input(*layers[0])
     for kind, config in layers:
 
         def weight(name, shape, layer=config["name"]):
@@ -1080,8 +1085,8 @@ def bounded_memory():
         yield
         return
     before = getrlimit(RLIMIT_DATA)
-    most = min((limit for limit in before if limit >= 0), default=MAX_KERAS_MEMORY)
-    setrlimit(RLIMIT_DATA, (min(most, MAX_KERAS_MEMORY), before[1]))
+    limits = [limit for limit in before if limit >= 0]  # a negative one is none
+    setrlimit(RLIMIT_DATA, (min([MAX_KERAS_MEMORY, *limits]), before[1]))
     try:
         yield
     finally:
@@ -1224,11 +1229,12 @@ def candidates_of(line, sure):
         for last in range(first, min(len(pieces), first + MAX_PIECES)):
             whole = owner[first] == owner[last] and last - first + 1 == count[owner[first]]
             run = pieces[first : last + 1]
+            assembled = first < last and not whole  # a single piece always stays a candidate
             tall = max(height, *(p.height for p in run))
-            if first < last and not whole and union_width(run) > WIDEST * tall:
+            if assembled and union_width(run) > WIDEST * tall:
                 break
             part = line[owner[first]] if whole else union(run)
-            if first < last and not whole and part.height > 1.7 * height:
+            if assembled and part.height > 1.7 * height:
                 continue
             cost = DIGIT_COST + shape_cost(part, height)
             cost += (cut_cost(part.cut_before) + cut_cost(part.cut_after)) / 2
@@ -1386,9 +1392,11 @@ def read_ink(ink, network, scale, one):
                 doubtful = probabilities.max() > 0.5 and on_two_legs(glyph, probabilities.argmax())
                 seen[part] = glyph, probabilities, LEGS_COST * doubtful
 
+    def confidence(part):
+        return float(np.log(seen[part][1].max()))
+
     def sure(part):
-        _, probabilities, cost = seen[part]
-        return float(np.log(probabilities.max())) - cost
+        return confidence(part) - seen[part][2]
 
     look_at([*parts, whole])
     lines = [candidates_of(line, sure) for line in lines_of(parts, height)]
@@ -1400,8 +1408,7 @@ def read_ink(ink, network, scale, one):
     stacked = len(read) > 1 and tallest[0] > 0.75 * tallest[-1] and chosen > np.log(0.7)
     stacked = stacked and whole.height > STACKED * whole.width
     # A 0 that is open above and below may stand on two legs, so these do not count here.
-    unity = float(np.log(seen[whole][1].max()))
-    if one or (several and not stacked and unity > chosen - ONE_DIGIT_COST):
+    if one or (several and not stacked and confidence(whole) > chosen - ONE_DIGIT_COST):
         read = [[(whole, 0.0)]]
 
     def digit(part, cost):

@@ -273,6 +273,18 @@ def draw_segments(start, end, width):
     return tf.clip_by_value(width[:, None, None] / 2 + 0.5 - distance, 0.0, 1.0)
 
 
+def ends_of(inked):
+    """Return the first and the last inked row or column of each image, float32 (batch,).
+
+    inked is bool (batch, 28); without any ink, the ends are 27 and 0.
+    """
+    import tensorflow as tf
+
+    axis = tf.range(28, dtype=tf.float32)
+    first = tf.reduce_min(tf.where(inked, axis, 27.0), axis=1)
+    return first, tf.reduce_max(tf.where(inked, axis, 0.0), axis=1)
+
+
 def add_pen_strokes(images, labels, seed):
     """Give some digits the strokes that MNIST's American writers leave out.
 
@@ -289,9 +301,7 @@ def add_pen_strokes(images, labels, seed):
         return tf.random.stateless_uniform([batch], next(seeds), low, high)
 
     axis = tf.range(28, dtype=tf.float32)
-    inked_rows = tf.reduce_max(images, axis=2) > 0.5
-    top = tf.reduce_min(tf.where(inked_rows, axis, 27.0), axis=1)
-    bottom = tf.reduce_max(tf.where(inked_rows, axis, 0.0), axis=1)
+    top, bottom = ends_of(tf.reduce_max(images, axis=2) > 0.5)
 
     def ink_at(row):
         """Return the centre of the ink around a row, in pixels from the image's centre."""
@@ -394,14 +404,9 @@ def side_by_side(first, second, gap):
     """
     import tensorflow as tf
 
-    count, axis = first.shape[0], tf.range(28, dtype=tf.float32)
-
-    def ends(images):
-        inked = tf.reduce_max(images, axis=1) > 0.3
-        left = tf.reduce_min(tf.where(inked, axis, 27.0), axis=1)
-        return left, tf.reduce_max(tf.where(inked, axis, 0.0), axis=1)
-
-    (left, middle), (second_left, right) = ends(first), ends(second)
+    count = first.shape[0]
+    left, middle = ends_of(tf.reduce_max(first, axis=1) > 0.3)
+    second_left, right = ends_of(tf.reduce_max(second, axis=1) > 0.3)
     moved = middle + 1 + gap - second_left
     columns = tf.cast(tf.range(56.0) - moved[:, None], tf.int32)
     columns = tf.where((columns >= 0) & (columns < 28), columns, 28)  # 28: an empty one
@@ -534,10 +539,12 @@ def training_batches(images, labels, batch_size, seed, augment):
         if augment:
             seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), number]), 4)
             some = tf.range(2 * NOT_DIGITS) % tf.shape(images)[0]
-            others = not_digits(tf.gather(images, some), tf.gather(labels, some), seeds[0])
-            images = tf.concat([add_pen_strokes(images, labels, seeds[1]), others[0]], 0)
+            others, their_targets = not_digits(
+                tf.gather(images, some), tf.gather(labels, some), seeds[0]
+            )
+            images = tf.concat([add_pen_strokes(images, labels, seeds[1]), others], 0)
             images = with_another_pen(warp(images, seeds[2]), seeds[3])
-            targets = tf.concat([targets, others[1]], 0)
+            targets = tf.concat([targets, their_targets], 0)
             weights = tf.concat([weights, tf.fill([NOT_DIGITS], NOT_DIGITS_WEIGHT)], 0)
         return images[..., None], targets, weights
 
@@ -943,9 +950,10 @@ def run(options):
     model = build_model(options.dropout)
     history = train(model, split, options)
     predict = lambda images: model.predict(as_input(images), batch_size=1000, verbose=0)  # noqa: E731
-    if not np.isfinite(predict(split[2])).all():
+    uncalibrated = predict(split[2])
+    if not np.isfinite(uncalibrated).all():
         raise UsageError(f"training diverged at --learning-rate {options.learning_rate}; lower it")
-    temperature = fit_temperature(predict(split[2]), split[3])
+    temperature = fit_temperature(uncalibrated, split[3])
     fold_temperature(model, temperature)
     probabilities = predict(x_test)
 

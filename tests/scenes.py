@@ -149,10 +149,15 @@ def text_in(picture, one=False):
     return predictor.text_of(lines_in(picture, one))
 
 
+def lines_in_each(pictures):
+    """Return what lines_in returns of each picture, read by two threads."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lines_in, pictures))
+
+
 def share_read(cases):
     """Return the share of (picture, text) that is read exactly, and the misreadings."""
     pictures, texts = zip(*cases, strict=True)
-    with ThreadPoolExecutor(2) as pool:
-        read = list(pool.map(text_in, pictures))
+    read = [predictor.text_of(lines) for lines in lines_in_each(pictures)]
     wrong = [f"{t!r} read as {r!r}" for t, r in zip(texts, read, strict=True) if t != r]
     return 1 - len(wrong) / len(texts), wrong

@@ -9,7 +9,6 @@ import select
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -25,6 +24,7 @@ from scenes import (
     drawn,
     inked,
     lines_in,
+    lines_in_each,
     mnist,
     network,
     photographed,
@@ -238,14 +238,18 @@ def test_blank_paper_holds_no_digit():
 LETTERS = "AEFHKMNRTWXYaehkmnrtwxπ&@#?%"  # none that somebody may write a digit like
 
 
+def font(name, size):
+    """Return one of the fonts that come with Matplotlib."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    return ImageFont.truetype(path, size)
+
+
 def letter(character, random):
     """Return a letter of one of Matplotlib's fonts, drawn large on noisy paper."""
     name = random.choice(["DejaVuSans", "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral"])
-    font = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
-    sheet = Image.new("L", (240, 240))
+    sheet, type_face = Image.new("L", (240, 240)), font(name, int(random.integers(90, 150)))
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.truetype(font, int(random.integers(90, 150)))
-    pen.text((120, 120), character, 255, font, anchor="mm", stroke_width=random.integers(3))
+    pen.text((120, 120), character, 255, type_face, anchor="mm", stroke_width=random.integers(3))
     return photographed(inked(WHITE, np.asarray(sheet, np.float32) / 255), random)
 
 
@@ -281,8 +285,7 @@ NOT_DIGITS = {  # and the share that must be refused or marked as uncertain, at 
 def test_what_is_no_digit_is_not_taken_for_one(name):
     least, draw = NOT_DIGITS[name]
     random = np.random.default_rng(list(NOT_DIGITS).index(name))
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lines_in, [draw(random) for _ in range(40)]))
+    answers = lines_in_each([draw(random) for _ in range(40)])
     believed = [predictor.text_of(lines) for lines in answers if not all_uncertain(lines)]
     assert len(believed) <= (1 - least) * len(answers), believed
 
@@ -293,8 +296,7 @@ def test_digits_are_seldom_called_uncertain():
     inks = [
         placed(drawn(d, random.integers(60, 160)), (240, 240), random=random) for d, _ in digits
     ]
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lines_in, [photographed(inked(WHITE, i), random) for i in inks]))
+    answers = lines_in_each([photographed(inked(WHITE, ink), random) for ink in inks])
     pairs = zip(answers, digits, strict=True)
     right = [lines for lines, (_, label) in pairs if predictor.text_of(lines) == str(label)]
     assert len(right) >= 194
@@ -311,8 +313,7 @@ def all_uncertain(lines):
 )
 def test_two_legs_are_no_digits(text, legs):
     sheet = Image.new("L", (60, 60))
-    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    ImageDraw.Draw(sheet).text((10, 0), text, 255, ImageFont.truetype(font, 50))
+    ImageDraw.Draw(sheet).text((10, 0), text, 255, font("DejaVuSans", 50))
     glyph = np.asarray(sheet.crop(sheet.getbbox()).resize((20, 20)), np.float32) / 255
     glyph = np.pad(glyph, 4)
     assert predictor.on_two_legs(glyph, digit=4) == legs
