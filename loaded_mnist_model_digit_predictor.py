@@ -10,19 +10,19 @@ that an answer comes before TensorFlow would have been loaded.
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
 import mmap
 import os
 import re
+import signal
 import stat
 import struct
 import sys
-import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ import cv2
 import numpy as np
 
 MODEL = Path(__file__).resolve().parent / "models" / "mnist_model.h5"
+MAX_WORKERS = 8  # processes that read at once; each may take the memory of a large image
+WORTH_A_WORKER = 8  # images, in which time a process has started
 PLOTTED = 20  # images in one picture; more rows are too many to look at
 
 # Decoding
@@ -49,6 +51,7 @@ MAX_OPENING = 1.0  # seconds to get through the headers, likewise
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
 LARGE = 50  # and that is the end of it if their digits are so many of those pixels tall
+ONE_DIGIT_SIDE = 28  # pixels; an image no longer, as datasets have them, holds one digit
 SMALL_SIDE = 256  # pixels; smaller images are enlarged, since shapes are cut out in whole pixels
 
 # Ink and paper
@@ -83,6 +86,10 @@ DRIFT = 0.15  # of a row's ink: what a step aside costs such a way
 GLYPH_SIDE = 80  # pixels, the longer side at which stroke width is set, 4 to one of MNIST's
 PEN_WIDTHS = (8.0, 17.0)  # of those pixels; thinner and thicker pens are brought to these
 
+# What is read is looked at once more, turned by so many degrees: where these views disagree,
+# the reading is less sure.
+VIEWS = (0, 8, -8)
+
 # The lattice, the network and the answer
 MAX_PIECES = 14  # a digit is made of at most so many pieces of a cut-up part,
 WIDEST = 1.1  # of its height wide
@@ -91,7 +98,7 @@ CERTAIN = 0.76  # confidence in one digit
 CERTAIN_NUMBER = 0.87  # mean confidence in the digits of a number, less their costs
 EXPLAINED = 0.5  # share of the ink that was read
 DOUBTFUL = 0.6  # mean confidence under which the other polarity of ink is tried, too
-BATCH = 128  # glyphs evaluated at once; more would only take more memory
+BATCH = 16  # glyphs evaluated at once; what is made of more does not fit a core's cache
 MAX_WEIGHTS = 20_000_000  # numbers in a model; ours has 446,154
 MAX_UNITS = 65_536  # the largest whole number in a model's description
 MAX_LAYERS = 200
@@ -343,7 +350,7 @@ def flat_paper(rgb):
     """Return the one colour behind a drawing or a clean scan, or None if there is none."""
     small = at_paper_side(rgb)
     paper = np.array([np.median(band) for band in cv2.split(small)], np.float32)
-    near = np.abs(small - paper).max(axis=2) <= FLAT
+    near = cv2.inRange(small, np.ceil(paper - FLAT), paper + FLAT) > 0
     edge = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
     return paper if near.mean() > 0.5 and edge.mean() > 0.85 else None
 
@@ -352,36 +359,59 @@ def ink_of(rgb, dark=None):
     """Return how much each pixel differs from its paper in the ink's own colour.
 
     rgb is uint8 (height, width, 3); the result float32 (height, width), about 0
-    on paper and positive on ink, whichever is darker; negative for the other way. The colour is the
-    principal axis of the strongest deviations, so that a red or a pale blue
-    pen counts as much as a black one. dark says whether the ink is darker than
-    the paper; by default that is found out.
+    on paper and positive on ink, whichever is darker; negative for the other way.
+    dark says whether the ink is darker than uneven paper; by default that is found out.
     """
     paper = flat_paper(rgb)
     if paper is not None:
-        deviation = (rgb - paper) * np.float32(1 / 255)
-    else:
-        dark = ink_is_dark(rgb) if dark is None else dark
-        if max(rgb.shape) > 300:
-            rgb = cv2.GaussianBlur(rgb, (3, 3), 0)
-        local = paper_of(rgb, dark)
-        if dark:  # relative, since shadow dims ink and paper alike
-            local = local.astype(np.float32)
-            deviation = (local - rgb) / (local + 16)
-        else:  # absolute, since relative noise is large on a dark board
-            deviation = cv2.subtract(rgb, local, dtype=cv2.CV_32F) / np.float32(255)
-    # A stride prime to the width meets every row and column, and so every line of one pixel.
-    stride = next((step for step in (3, 5, 7) if rgb.shape[1] % step), 1)
-    sample = deviation.reshape(-1, 3)[::stride]
-    sample = sample if paper is not None else np.maximum(sample, 0)
+        return ink_on_flat(rgb, paper)
+    return ink_on_uneven(rgb, ink_is_dark(rgb) if dark is None else dark)
+
+
+def ink_on_flat(rgb, paper):
+    """Return ink_of's map for a drawing on paper of one colour, float32 (3,)."""
+    sample = every_few(rgb) - paper
     size = np.abs(sample) @ np.ones(3, np.float32)
-    strongest = np.percentile(size, 99) if paper is None else size.max() / 2
-    strong = sample[size >= 0.999 * strongest]
-    axis = np.linalg.eigh(strong.T @ strong)[1][:, -1].astype(np.float32)
-    axis = axis if axis.sum() >= 0 else -axis
-    if paper is not None and ((strong @ axis) ** 3).sum() < 0:
+    strong = sample[size >= 0.4995 * size.max()]
+    axis = principal_axis(strong)
+    if ((strong @ axis) ** 3).sum() < 0:
         axis = -axis
-    return cv2.transform(deviation, axis[None])
+    deviation = cv2.subtract(rgb, (*paper.tolist(), 0), dtype=cv2.CV_32F)
+    return cv2.transform(deviation, axis[None] / 255)
+
+
+def ink_on_uneven(rgb, dark):
+    """Return ink_of's map for a photo or scan, whose paper has a colour of its own everywhere."""
+    if max(rgb.shape) > 300:
+        rgb = cv2.GaussianBlur(rgb, (3, 3), 0)
+    paper = paper_of(rgb, dark)
+    if dark:  # relative, since shadow dims ink and paper alike
+        paper = paper.astype(np.float32)
+        deviation = (paper - rgb) / (paper + 16)
+    else:  # absolute, since relative noise is large on a dark board
+        deviation = cv2.subtract(rgb, paper, dtype=cv2.CV_32F) / np.float32(255)
+    sample = np.maximum(every_few(deviation), 0)
+    size = sample @ np.ones(3, np.float32)
+    rank = len(size) - 1 - len(size) // 100
+    axis = principal_axis(sample[size >= 0.999 * np.partition(size, rank)[rank]])
+    return cv2.transform(deviation, (axis if axis.sum() >= 0 else -axis)[None])
+
+
+def every_few(pixels):
+    """Return every third, fifth or seventh of pixels (height, width, 3) as rows of 3.
+
+    A stride prime to the width meets every row and column, and so every line of one pixel.
+    """
+    stride = next((step for step in (3, 5, 7) if pixels.shape[1] % step), 1)
+    return pixels.reshape(-1, 3)[::stride]
+
+
+def principal_axis(colours):
+    """Return the unit vector (3,) along which colours (count, 3) spread most from zero.
+
+    A red or a pale blue pen counts as much along it as a black one.
+    """
+    return np.linalg.eigh(colours.T @ colours)[1][:, -1].astype(np.float32)
 
 
 def masks_of(ink):
@@ -740,7 +770,7 @@ def glyph_of(part, ink):
     centre of mass to the middle.
     """
     pixels = ink[part.top : part.bottom, part.left : part.right]
-    full = max(upper_quartile(pixels[part.mask]), 1e-6)
+    full = max(part.contrast, 1e-6)
     fringe = 2 * max(1, round(0.015 * part.length)) + 1  # the anti-aliased rim around the mask
     own = cv2.dilate(part.mask.astype(np.uint8), np.ones((fringe, fringe), np.uint8))
     pixels = np.clip(pixels / full, 0, 1) * own
@@ -787,6 +817,12 @@ def with_pen_width(pixels):
     return pixels
 
 
+def views_of(glyph):
+    """Return a glyph turned by VIEWS: float32 (views, 28, 28) in [0, 1]."""
+    turns = [cv2.getRotationMatrix2D((13.5, 13.5), degrees, 1.0) for degrees in VIEWS]
+    return np.stack([cv2.warpAffine(glyph, turn, (28, 28)) for turn in turns])
+
+
 # --- Network ---------------------------------------------------------------
 
 
@@ -802,10 +838,11 @@ def convolve(x, kernel, bias):
 def pool(x, size):
     """Return the maxima of x (n, h, w, c) over tiles of size (rows, columns)."""
     rows, columns = size
-    n, height, width, channels = x.shape
-    height, width = height // rows, width // columns
-    tiles = x[:, : height * rows, : width * columns]
-    return tiles.reshape(n, height, rows, width, columns, channels).max(axis=(2, 4))
+    bottom, right = x.shape[1] // rows * rows, x.shape[2] // columns * columns
+    corners = itertools.product(range(rows), range(columns))
+    return functools.reduce(
+        np.maximum, (x[:, top:bottom:rows, left:right:columns] for top, left in corners)
+    )
 
 
 def softmax(logits):
@@ -1319,11 +1356,12 @@ def read_digits(rgb, network, scale=1.0, one=False):
     """Return the digits in an upright image as lists, one a line, in reading order.
 
     rgb is uint8 (height, width, 3), network what load_network returns, scale the
-    factor from these pixels to the original's. With one, there is exactly one
-    digit. Raises ImageError when there is none.
+    factor from these pixels to the original's. With one, and in the smallest of
+    images, there is exactly one digit. Raises ImageError when there is none.
     """
     height, width = rgb.shape[:2]
     longer = max(height, width)
+    one = one or longer <= ONE_DIGIT_SIDE
     shrink = -(-longer // QUICK_SIDE)
     if shrink > 1:
         rows, columns = max(1, height // shrink), max(1, width // shrink)
@@ -1331,6 +1369,7 @@ def read_digits(rgb, network, scale=1.0, one=False):
         lines, explained = read_pixels(small, network, scale * shrink, one)
         lengths = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) for d in digits_of(lines)]
         if lines and np.median(lengths) / (scale * shrink) >= LARGE and explained >= EXPLAINED:
+            look_again(lines, network)
             mark_uncertain(lines, explained)
             return lines
     factor = max(1, -(-SMALL_SIDE // longer))
@@ -1339,6 +1378,7 @@ def read_digits(rgb, network, scale=1.0, one=False):
     lines, explained = read_pixels(rgb, network, scale / factor, one)
     if not lines:
         raise ImageError("no digit found")
+    look_again(lines, network)
     mark_uncertain(lines, explained)
     return lines
 
@@ -1351,6 +1391,16 @@ def read_pixels(rgb, network, scale, one):
         other = read_ink(ink_of(rgb, not ink_is_dark(rgb)), network, scale, one)
         lines, explained = max((lines, explained), other, key=lambda read: sureness(read[0]))
     return lines, explained
+
+
+def look_again(lines, network):
+    """Let each digit's probabilities be the mean over its views."""
+    digits = digits_of(lines)
+    if digits:
+        views = np.concatenate([views_of(digit.glyph) for digit in digits])
+        means = network(views).reshape(len(digits), len(VIEWS), 10).mean(axis=1)
+        for digit, probabilities in zip(digits, means, strict=True):
+            digit.probabilities = probabilities
 
 
 def mark_uncertain(lines, explained):
@@ -1660,35 +1710,71 @@ def parse_arguments(argv=None):
     return options
 
 
-def answers_of(names, network, options):
-    """Yield (name, rgb, scale, lines, error) of each (name, error) in names, in their order.
-
-    Images are read by as many threads as there are cores, and decoded one at a
-    time, since that is what takes memory. rgb is None unless a picture wants it.
-    """
-    decoding = threading.Lock()
-    plotted = options.plot or options.show
-
-    def answer(name, error):
-        rgb, scale, lines = None, 1.0, []
-        try:
-            if error:
-                raise ImageError(error)
-            with decoding:
-                rgb, scale = decode(read_bytes(name))
-            lines = read_digits(rgb, network, scale, options.one)
-        except ImageError as problem:
-            error = str(problem)
-        return name, rgb if plotted else None, scale, lines, error
-
-    if not options.images or len(names) == 1:
-        yield from itertools.starmap(answer, names)
-        return
-    pool = ThreadPoolExecutor(os.cpu_count())
+def answer_of(name, error, network, options):
+    """Return (name, rgb, scale, lines, error) of one image; without pixels unless plotted."""
+    rgb, scale, lines = None, 1.0, []
     try:
-        yield from pool.map(answer, *zip(*names, strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)
+        if error:
+            raise ImageError(error)
+        rgb, scale = decode(read_bytes(name))
+        lines = read_digits(rgb, network, scale, options.one)
+    except ImageError as problem:
+        error = str(problem)
+    if not options.plot and not options.show:
+        rgb = None
+        for digit in digits_of(lines):
+            digit.glyph = None
+    return name, rgb, scale, lines, error
+
+
+def answer_some(names, options, sender):
+    """Send answer_of each (name, error) in names, or the ModelError that ends it all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prints
+    cv2.setNumThreads(1)
+    with contextlib.suppress(BrokenPipeError):
+        try:
+            network = load_network(options.model)
+            for name, error in names:
+                sender.send(answer_of(name, error, network, options))
+        except ModelError as problem:
+            sender.send(problem)
+
+
+def start_worker(names, options):
+    """Start a process that runs answer_some, and return where its answers come from."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")  # a fork may inherit locks that are held
+    receiver, sender = context.Pipe(duplex=False)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits
+    context.Process(target=answer_some, args=(names, options, sender), daemon=True).start()
+    signal.signal(signal.SIGINT, before)
+    sender.close()
+    return receiver
+
+
+def answers_of(names, network, options):
+    """Yield answer_of each (name, error) in names, in their order.
+
+    Many images are dealt out in turn to one process a core: threads would wait
+    for each other at every step in Python.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores, MAX_WORKERS, len(names) // WORTH_A_WORKER) if options.images else 1
+    if workers < 2 or ("-", None) in names or "keras" in sys.modules:
+        for name, error in names:
+            yield answer_of(name, error, network, options)
+        return
+    receivers = [start_worker(names[first::workers], options) for first in range(workers)]
+    for number, (name, _) in enumerate(names):
+        try:
+            answer = receivers[number % workers].recv()
+        except (EOFError, OSError):  # OSError within a message
+            answer = name, None, 1.0, [], "stopped while it was read; it may need more memory"
+            receivers[number % workers] = start_worker(names[number + workers :: workers], options)
+        if isinstance(answer, ModelError):
+            raise answer
+        yield answer
 
 
 def answer_all(options, network):

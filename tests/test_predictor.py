@@ -1,11 +1,13 @@
 """Tests of loaded_mnist_model_digit_predictor.py: images of one digit, and the command line."""
 
+import contextlib
 import functools
 import json
 import os
 import pty
 import resource
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
+import scipy.ndimage
 from PIL import Image, ImageDraw, ImageFont
 from scenes import (
     BLACK,
@@ -325,6 +328,26 @@ def test_few_mnist_digits_stand_on_two_legs():
     glyphs = images / np.float32(255)
     share = np.mean([predictor.on_two_legs(*pair) for pair in zip(glyphs, labels, strict=True)])
     assert share < 0.006
+
+
+def test_probabilities_are_the_mean_over_views():
+    glyph = clear_digit(4) / np.float32(255)
+    views = predictor.views_of(glyph)
+    assert np.array_equal(views[0], glyph)
+    for degrees, view in zip(predictor.VIEWS, views, strict=True):
+        turned = scipy.ndimage.rotate(glyph, degrees, reshape=False, order=1)
+        assert np.abs(turned - view).mean() < 0.01, degrees
+    [[digit]] = lines_in(picture_of(4))
+    expected = network()(predictor.views_of(digit.glyph)).mean(axis=0)
+    assert digit.probabilities == pytest.approx(expected, abs=1e-6)
+
+
+def test_smallest_image_holds_one_digit():
+    broken = clear_digit(0).copy()
+    broken[:, 13:15] = 0  # two arcs, far apart
+    assert len(text_in(np.repeat(broken[..., None], 3, axis=2))) == 1
+    larger = cv2.resize(broken, (56, 56), interpolation=cv2.INTER_NEAREST)
+    assert len(text_in(np.repeat(larger[..., None], 3, axis=2), one=True)) == 1
 
 
 # --- Files --------------------------------------------------------------------
@@ -811,6 +834,58 @@ def test_progress_is_shown_on_a_terminal_after_two_seconds_and_nowhere_else(albu
 
 
 # --- Many files -----------------------------------------------------------------
+
+
+def test_call_on_many_images_answers_as_calls_on_each(album):
+    names = ("7.png", "gone.png", "blank.png", "scans/scan2.JPG", "scans/notes.txt")
+    together = run(*names * 7, "--json", cwd=album)
+    alone = [run(name, "--json", cwd=album) for name in names]
+    assert together.stdout == "".join(answer.stdout for answer in alone) * 7
+    assert (together.returncode, together.stderr) == (1, "")
+
+
+def workers_of(process):
+    """Return the ids of the processes that read images for a process, by Linux's /proc."""
+    workers = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"spawn_main" in (folder / "cmdline").read_bytes():
+                workers.append(int(folder.name))
+    return workers
+
+
+def test_image_that_ends_its_process_is_told_and_the_others_are_answered(album):
+    images, options = ["7.png"] * 500, {"stdout": subprocess.PIPE, "cwd": album}
+    with subprocess.Popen(command(*images), **options) as process:
+        answers = [process.stdout.readline()]
+        for worker in workers_of(process):
+            os.kill(worker, signal.SIGKILL)
+        answers += process.stdout.readlines()
+    stopped = [answer for answer in answers if b"stopped while it was read" in answer]
+    assert (len(answers), process.returncode) == (500, 1)
+    assert 1 <= len(stopped) <= 8
+    assert all(a.split()[:2] == [b"7.png", b"7"] for a in answers if a not in stopped)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_stays_behind(sent, album):
+    images = ["7.png"] * 2000
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": album}
+    with subprocess.Popen(command(*images), start_new_session=True, **options) as process:
+        assert process.stdout.readline().split()[:2] == [b"7.png", b"7"]
+        if sent == signal.SIGINT:
+            os.killpg(process.pid, sent)  # as a terminal does
+        else:
+            process.kill()
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == (130 if sent == signal.SIGINT else -sent)
+    assert errors == b""
+    until = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def test_mnist_files_lose_little_on_their_way_to_the_network(mnist_files):
