@@ -480,6 +480,33 @@ def test_other_pens_change_the_ink_and_little_else(some_digits):
 # --- The schedule and the training -----------------------------------------
 
 
+def test_muon_steps_along_the_nearest_orthogonal_matrix(keras):
+    keras.utils.set_random_seed(0)
+    model = script.build_model()
+    optimizer = script.build_optimizer(model, 0.01)
+    optimizer.weight_decay = optimizer.adam_weight_decay = None
+    random = np.random.default_rng(0)
+    variables = model.trainable_variables
+    gradients = [random.normal(size=v.shape).astype("float32") for v in variables]
+    before = [v.numpy() for v in variables]
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    first, last = model.layers[0].kernel, model.layers[-1].kernel
+    for variable, old, gradient in zip(variables, before, gradients, strict=True):
+        step = (old - variable.numpy()) / 0.01
+        if len(variable.shape) == 1 or variable is first or variable is last:  # AdamW's first one
+            assert np.allclose(step, np.sign(gradient), atol=1e-2), variable.path
+            continue
+        matrix = step.reshape(-1, step.shape[-1])
+        left, _, right = np.linalg.svd(
+            gradient.reshape(matrix.shape).astype("float64"), full_matrices=False
+        )
+        nearest = left @ right
+        alike = (matrix * nearest).sum() / np.linalg.norm(matrix) / np.linalg.norm(nearest)
+        assert alike > 0.97, variable.path
+        sizes = np.linalg.svd(matrix, compute_uv=False) / (0.2 * np.sqrt(max(matrix.shape)))
+        assert sizes.min() > 0.6 and sizes.max() < 1.3, variable.path
+
+
 def test_schedule_climbs_in_a_line_and_falls_in_half_a_cosine(keras):
     steps, peak = 1000, 0.004
     top = round(script.WARM_UP * steps)
