@@ -51,7 +51,6 @@ MAX_OPENING = 1.0  # seconds to get through the headers, likewise
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
 LARGE = 50  # and that is the end of it if their digits are so many of those pixels tall
-ONE_DIGIT_SIDE = 28  # pixels; an image no longer, as datasets have them, holds one digit
 SMALL_SIDE = 256  # pixels; smaller images are enlarged, since shapes are cut out in whole pixels
 
 # Ink and paper
@@ -72,7 +71,9 @@ CUT_COST = (0.35, 1.2)  # of cutting through ink at all, and through ink as tall
 JOIN_COST = 0.25  # of joining two separate pieces,
 GAP_COST = 2.0  # and more for a gap between them as wide as the digit is tall
 ONE_DIGIT_PARTS = 12  # with more parts than that, an image is not asked whether it is one digit
-ONE_DIGIT_COST = 0.1  # what the logarithm of its confidence may be lower by
+ONE_DIGIT_COST = 0.1  # what the logarithm of its confidence may be lower by,
+SMALLEST_COST = 0.7  # and in an image as small as those of datasets, most of which hold one
+SMALLEST = 28  # pixels
 SCRAP = 0.5  # of the surest line's confidence: a line under it is no number
 STACKED = 1.4  # a taller whole, by its width, may as well be two numbers one above the other
 SHAPE_COST = 1.0  # of being much lower, taller or wider than the line's digits
@@ -94,7 +95,7 @@ VIEWS = (0, 8, -8)
 MAX_PIECES = 14  # a digit is made of at most so many pieces of a cut-up part,
 WIDEST = 1.1  # of its height wide
 # A reading is marked as uncertain below these, fitted on the development images.
-CERTAIN = 0.76  # confidence in one digit
+CERTAIN = 0.68  # confidence in one digit
 CERTAIN_NUMBER = 0.87  # mean confidence in the digits of a number, less their costs
 EXPLAINED = 0.5  # share of the ink that was read
 DOUBTFUL = 0.6  # mean confidence under which the other polarity of ink is tried, too
@@ -1356,12 +1357,11 @@ def read_digits(rgb, network, scale=1.0, one=False):
     """Return the digits in an upright image as lists, one a line, in reading order.
 
     rgb is uint8 (height, width, 3), network what load_network returns, scale the
-    factor from these pixels to the original's. With one, and in the smallest of
-    images, there is exactly one digit. Raises ImageError when there is none.
+    factor from these pixels to the original's. With one, there is exactly one
+    digit. Raises ImageError when there is none.
     """
     height, width = rgb.shape[:2]
     longer = max(height, width)
-    one = one or longer <= ONE_DIGIT_SIDE
     shrink = -(-longer // QUICK_SIDE)
     if shrink > 1:
         rows, columns = max(1, height // shrink), max(1, width // shrink)
@@ -1375,7 +1375,7 @@ def read_digits(rgb, network, scale=1.0, one=False):
     factor = max(1, -(-SMALL_SIDE // longer))
     if factor > 1:
         rgb = resized(rgb, height * factor, width * factor, cv2.INTER_CUBIC)
-    lines, explained = read_pixels(rgb, network, scale / factor, one)
+    lines, explained = read_pixels(rgb, network, scale / factor, one, longer <= SMALLEST)
     if not lines:
         raise ImageError("no digit found")
     look_again(lines, network)
@@ -1383,12 +1383,13 @@ def read_digits(rgb, network, scale=1.0, one=False):
     return lines
 
 
-def read_pixels(rgb, network, scale, one):
+def read_pixels(rgb, network, scale, one, smallest=False):
     """Return read_ink's answer for an image, with its ink darker or lighter than its paper."""
-    lines, explained = read_ink(ink_of(rgb), network, scale, one)
+    lines, explained = read_ink(ink_of(rgb), network, scale, one, smallest)
     doubtful = sureness(lines) < DOUBTFUL and len(digits_of(lines)) < 50
     if doubtful and flat_paper(rgb) is None:
-        other = read_ink(ink_of(rgb, not ink_is_dark(rgb)), network, scale, one)
+        other = ink_of(rgb, not ink_is_dark(rgb))
+        other = read_ink(other, network, scale, one, smallest)
         lines, explained = max((lines, explained), other, key=lambda read: sureness(read[0]))
     return lines, explained
 
@@ -1422,7 +1423,7 @@ def sureness(lines):
     return float(np.exp(np.mean(sure))) if sure else 0.0
 
 
-def read_ink(ink, network, scale, one):
+def read_ink(ink, network, scale, one, smallest=False):
     """Return read_digits' answer for a map of ink and the share of the ink that it explains."""
     strict, lenient = masks_of(ink)
     mask = without_rulings(strict, lenient, ink)
@@ -1458,7 +1459,8 @@ def read_ink(ink, network, scale, one):
     stacked = len(read) > 1 and tallest[0] > 0.75 * tallest[-1] and chosen > np.log(0.7)
     stacked = stacked and whole.height > STACKED * whole.width
     # A 0 that is open above and below may stand on two legs, so these do not count here.
-    if one or (several and not stacked and confidence(whole) > chosen - ONE_DIGIT_COST):
+    one = one or (several and not stacked and confidence(whole) > chosen - ONE_DIGIT_COST)
+    if one or (smallest and confidence(whole) > chosen - SMALLEST_COST):
         read = [[(whole, 0.0)]]
 
     def digit(part, cost):

@@ -342,12 +342,13 @@ def test_probabilities_are_the_mean_over_views():
     assert digit.probabilities == pytest.approx(expected, abs=1e-6)
 
 
-def test_smallest_image_holds_one_digit():
-    broken = clear_digit(0).copy()
-    broken[:, 13:15] = 0  # two arcs, far apart
-    assert len(text_in(np.repeat(broken[..., None], 3, axis=2))) == 1
-    larger = cv2.resize(broken, (56, 56), interpolation=cv2.INTER_NEAREST)
-    assert len(text_in(np.repeat(larger[..., None], 3, axis=2), one=True)) == 1
+def test_smallest_images_mostly_hold_one_digit_but_may_hold_two():
+    for index in (104, 456, 484):  # squashed 0s, which cut in two read as 17 or 13
+        assert text_in(np.repeat(mnist()[0][index][..., None], 3, axis=2)) == "0"
+    pair = np.concatenate([clear_digit(1)[:, 8:20], clear_digit(0)[:, 4:24]], axis=1)
+    pair = cv2.resize(pair, (28, 22), interpolation=cv2.INTER_AREA)
+    pair = cv2.copyMakeBorder(pair, 3, 3, 0, 0, cv2.BORDER_CONSTANT)
+    assert text_in(np.repeat(pair[..., None], 3, axis=2)) == "10"
 
 
 # --- Files --------------------------------------------------------------------
