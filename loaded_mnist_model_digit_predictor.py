@@ -62,6 +62,7 @@ FAINTEST = 0.25  # of the strongest ink's contrast: fainter marks are not ink
 NEARBY = 0.45  # of the strongest contrast within an eighth of the image, likewise
 
 SPECK = 0.012  # of the longer side: the size of marks that are dropped at once
+EDGE = 0.04  # of the height or width: ink no further from an edge is none of a digit's
 MAX_PARTS = 400  # the largest ones; a page of digits has 200, a photo of gravel any number
 
 # Between one way to cut a line into digits and another the network's confidence
@@ -623,6 +624,18 @@ def parts_of(mask, ink):
         contrast = upper_quartile(ink[y : y + height, x : x + width][own])
         parts.append(Part(x, y, x + width, y + height, own, contrast))
     return parts
+
+
+def without_edges(parts, shape):
+    """Drop what lies wholly along the image's edges, as the outline of a canvas does."""
+    height, width = shape
+    down, across = round(EDGE * height), round(EDGE * width)
+
+    def reaches_inside(p):
+        inner = p.mask[max(0, down - p.top) : max(0, height - down - p.top)]
+        return inner[:, max(0, across - p.left) : max(0, width - across - p.left)].any()
+
+    return [p for p in parts if reaches_inside(p)]
 
 
 def without_borders(parts, shape):
@@ -1427,7 +1440,7 @@ def read_ink(ink, network, scale, one, smallest=False):
     """Return read_digits' answer for a map of ink and the share of the ink that it explains."""
     strict, lenient = masks_of(ink)
     mask = without_rulings(strict, lenient, ink)
-    parts = parts_of(mask, ink)
+    parts = without_edges(parts_of(mask, ink), ink.shape)
     if not parts:
         return [], 0.0
     likely, height = likely_parts(parts, ink.shape)
