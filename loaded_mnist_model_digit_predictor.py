@@ -62,7 +62,7 @@ FAINTEST = 0.25  # of the strongest ink's contrast: fainter marks are not ink
 NEARBY = 0.45  # of the strongest contrast within an eighth of the image, likewise
 
 SPECK = 0.012  # of the longer side: the size of marks that are dropped at once
-EDGE = 0.04  # of the height or width: ink no further from an edge is none of a digit's
+EDGE = 0.05  # of the shorter side: ink no further from the image's edges is none of a digit's
 MAX_PARTS = 400  # the largest ones; a page of digits has 200, a photo of gravel any number
 
 # Between one way to cut a line into digits and another the network's confidence
@@ -629,11 +629,11 @@ def parts_of(mask, ink):
 def without_edges(parts, shape):
     """Drop what lies wholly along the image's edges, as the outline of a canvas does."""
     height, width = shape
-    down, across = round(EDGE * height), round(EDGE * width)
+    edge = round(EDGE * min(shape))
 
     def reaches_inside(p):
-        inner = p.mask[max(0, down - p.top) : max(0, height - down - p.top)]
-        return inner[:, max(0, across - p.left) : max(0, width - across - p.left)].any()
+        inner = p.mask[max(0, edge - p.top) : max(0, height - edge - p.top)]
+        return inner[:, max(0, edge - p.left) : max(0, width - edge - p.left)].any()
 
     return [p for p in parts if reaches_inside(p)]
 

@@ -532,6 +532,7 @@ def training_batches(images, labels, batch_size, seed, augment):
     """
     import tensorflow as tf
 
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and it takes seconds
     def prepare(batch, number):
         images, labels = tf.cast(batch[0], tf.float32) / 255, batch[1]
         targets = tf.one_hot(labels, 10)
