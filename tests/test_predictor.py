@@ -866,6 +866,7 @@ def workers_of(process):
     return workers
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core, one process")
 def test_image_that_ends_its_process_is_told_and_the_others_are_answered(album):
     images, options = ["7.png"] * 500, {"stdout": subprocess.PIPE, "cwd": album}
     with subprocess.Popen(command(*images), **options) as process:
