@@ -357,21 +357,12 @@ def flat_paper(rgb):
     return paper if near.mean() > 0.5 and edge.mean() > 0.85 else None
 
 
-def ink_of(rgb, dark=None):
-    """Return how much each pixel differs from its paper in the ink's own colour.
+def ink_on_flat(rgb, paper):
+    """Return how much each pixel differs from paper, one colour (3,), in the ink's own colour.
 
     rgb is uint8 (height, width, 3); the result float32 (height, width), about 0
     on paper and positive on ink, whichever is darker; negative for the other way.
-    dark says whether the ink is darker than uneven paper; by default that is found out.
     """
-    paper = flat_paper(rgb)
-    if paper is not None:
-        return ink_on_flat(rgb, paper)
-    return ink_on_uneven(rgb, ink_is_dark(rgb) if dark is None else dark)
-
-
-def ink_on_flat(rgb, paper):
-    """Return ink_of's map for a drawing on paper of one colour, float32 (3,)."""
     sample = every_few(rgb) - paper
     size = np.abs(sample) @ np.ones(3, np.float32)
     strong = sample[size >= 0.4995 * size.max()]
@@ -383,7 +374,10 @@ def ink_on_flat(rgb, paper):
 
 
 def ink_on_uneven(rgb, dark):
-    """Return ink_of's map for a photo or scan, whose paper has a colour of its own everywhere."""
+    """Return ink_on_flat's map for a photo or scan, whose paper's colour varies.
+
+    dark says whether the ink is darker than the paper.
+    """
     if max(rgb.shape) > 300:
         rgb = cv2.GaussianBlur(rgb, (3, 3), 0)
     paper = paper_of(rgb, dark)
@@ -394,8 +388,8 @@ def ink_on_uneven(rgb, dark):
         deviation = cv2.subtract(rgb, paper, dtype=cv2.CV_32F) / np.float32(255)
     sample = np.maximum(every_few(deviation), 0)
     size = sample @ np.ones(3, np.float32)
-    rank = len(size) - 1 - len(size) // 100
-    axis = principal_axis(sample[size >= 0.999 * np.partition(size, rank)[rank]])
+    rank = 1 + len(size) // 100
+    axis = principal_axis(sample[size >= 0.999 * np.partition(size, -rank)[-rank]])
     return cv2.transform(deviation, (axis if axis.sum() >= 0 else -axis)[None])
 
 
@@ -1373,6 +1367,16 @@ def read_digits(rgb, network, scale=1.0, one=False):
     factor from these pixels to the original's. With one, there is exactly one
     digit. Raises ImageError when there is none.
     """
+    lines, explained = read_in_size(rgb, network, scale, one)
+    if not lines:
+        raise ImageError("no digit found")
+    look_again(lines, network)
+    mark_uncertain(lines, explained)
+    return lines
+
+
+def read_in_size(rgb, network, scale, one):
+    """Return read_ink's answer for an image that is reduced if its digits are large enough."""
     height, width = rgb.shape[:2]
     longer = max(height, width)
     shrink = -(-longer // QUICK_SIDE)
@@ -1382,27 +1386,22 @@ def read_digits(rgb, network, scale=1.0, one=False):
         lines, explained = read_pixels(small, network, scale * shrink, one)
         lengths = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) for d in digits_of(lines)]
         if lines and np.median(lengths) / (scale * shrink) >= LARGE and explained >= EXPLAINED:
-            look_again(lines, network)
-            mark_uncertain(lines, explained)
-            return lines
+            return lines, explained
     factor = max(1, -(-SMALL_SIDE // longer))
     if factor > 1:
         rgb = resized(rgb, height * factor, width * factor, cv2.INTER_CUBIC)
-    lines, explained = read_pixels(rgb, network, scale / factor, one, longer <= SMALLEST)
-    if not lines:
-        raise ImageError("no digit found")
-    look_again(lines, network)
-    mark_uncertain(lines, explained)
-    return lines
+    return read_pixels(rgb, network, scale / factor, one)
 
 
-def read_pixels(rgb, network, scale, one, smallest=False):
+def read_pixels(rgb, network, scale, one):
     """Return read_ink's answer for an image, with its ink darker or lighter than its paper."""
-    lines, explained = read_ink(ink_of(rgb), network, scale, one, smallest)
-    doubtful = sureness(lines) < DOUBTFUL and len(digits_of(lines)) < 50
-    if doubtful and flat_paper(rgb) is None:
-        other = ink_of(rgb, not ink_is_dark(rgb))
-        other = read_ink(other, network, scale, one, smallest)
+    paper = flat_paper(rgb)
+    if paper is not None:
+        return read_ink(ink_on_flat(rgb, paper), network, scale, one)
+    dark = ink_is_dark(rgb)
+    lines, explained = read_ink(ink_on_uneven(rgb, dark), network, scale, one)
+    if sureness(lines) < DOUBTFUL and len(digits_of(lines)) < 50:
+        other = read_ink(ink_on_uneven(rgb, not dark), network, scale, one)
         lines, explained = max((lines, explained), other, key=lambda read: sureness(read[0]))
     return lines, explained
 
@@ -1436,7 +1435,7 @@ def sureness(lines):
     return float(np.exp(np.mean(sure))) if sure else 0.0
 
 
-def read_ink(ink, network, scale, one, smallest=False):
+def read_ink(ink, network, scale, one):
     """Return read_digits' answer for a map of ink and the share of the ink that it explains."""
     strict, lenient = masks_of(ink)
     mask = without_rulings(strict, lenient, ink)
@@ -1473,6 +1472,7 @@ def read_ink(ink, network, scale, one, smallest=False):
     stacked = stacked and whole.height > STACKED * whole.width
     # A 0 that is open above and below may stand on two legs, so these do not count here.
     one = one or (several and not stacked and confidence(whole) > chosen - ONE_DIGIT_COST)
+    smallest = round(max(ink.shape) * scale) <= SMALLEST
     if one or (smallest and confidence(whole) > chosen - SMALLEST_COST):
         read = [[(whole, 0.0)]]
 
