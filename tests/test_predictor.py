@@ -288,7 +288,7 @@ def blank(random):
 
 NOT_DIGITS = {  # and the share that must be refused or marked as uncertain, at least
     "letters": (0.7, lambda random: letter(random.choice(list(LETTERS)), random)),
-    "scribbles": (0.65, scribble),
+    "scribbles": (0.7, scribble),
     "stripes": (0.9, stripes),
     "blank sheets": (1.0, blank),
 }
