@@ -72,9 +72,8 @@ CUT_COST = (0.35, 1.2)  # of cutting through ink at all, and through ink as tall
 JOIN_COST = 0.25  # of joining two separate pieces,
 GAP_COST = 2.0  # and more for a gap between them as wide as the digit is tall
 ONE_DIGIT_PARTS = 12  # with more parts than that, an image is not asked whether it is one digit
-ONE_DIGIT_COST = 0.1  # what the logarithm of its confidence may be lower by,
-SMALLEST_COST = 0.7  # and in an image as small as those of datasets, most of which hold one
-SMALLEST = 28  # pixels
+ONE_DIGIT_COST = 0.1  # what the logarithm of the whole's confidence may be lower by
+SMALLEST = 28  # pixels; so small an image is one digit, if that is as sure as several are
 SCRAP = 0.5  # of the surest line's confidence: a line under it is no number
 STACKED = 1.4  # a taller whole, by its width, may as well be two numbers one above the other
 SHAPE_COST = 1.0  # of being much lower, taller or wider than the line's digits
@@ -1473,7 +1472,7 @@ def read_ink(ink, network, scale, one):
     # A 0 that is open above and below may stand on two legs, so these do not count here.
     one = one or (several and not stacked and confidence(whole) > chosen - ONE_DIGIT_COST)
     smallest = round(max(ink.shape) * scale) <= SMALLEST
-    if one or (smallest and confidence(whole) > chosen - SMALLEST_COST):
+    if one or (smallest and confidence(whole) > chosen):
         read = [[(whole, 0.0)]]
 
     def digit(part, cost):

@@ -58,7 +58,7 @@ with np.load(sys.argv[1]) as d:
 fit = keras.Model.fit
 def fit_with_race(model, *args, callbacks, **kwargs):
     return fit(model, *args, callbacks=[race.callback(), *callbacks], **kwargs)
-keras.Sequential.fit = fit_with_race
+keras.Model.fit = fit_with_race
 with __import__("tempfile").TemporaryDirectory() as folder:
     script.main(["--data", sys.argv[1], "--output", folder + "/model.h5", "--quiet"])
 race.report()
@@ -85,6 +85,9 @@ class Race:
             def on_epoch_end(self, epoch, logs=None):
                 race.epochs.append(time.perf_counter() - self.start)
                 answers = self.model.predict(race.images, batch_size=1000, verbose=0)
+                answers = answers.reshape(len(answers), -1)[
+                    :, :10
+                ]  # ours are alike but in training
                 race.curve.append(float((answers.argmax(axis=1) == race.labels).mean()))
 
         return Clock()

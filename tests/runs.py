@@ -1,0 +1,160 @@
+"""Runs of mnist_cnn_with_dropout.py that take long, as on a fresh machine without network."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "mnist_cnn_with_dropout.py"
+COMMITTED_MODEL = ROOT / "models" / "mnist_model.h5"
+OUTPUTS = (
+    "mnist_model.h5",
+    "training_curves.png",
+    "confusion_matrix.png",
+    "mistakes.png",
+    "metrics.json",
+)
+
+
+def old_files(folder):
+    """Fill folder with the files of an earlier run; return their contents by name."""
+    folder.mkdir(exist_ok=True)
+    contents = {name: f"the old {name}".encode() for name in OUTPUTS}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return contents
+
+
+def contents(folder):
+    """Return the content of every file in folder, hidden ones too, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def offline_environment(home):
+    """Return the environment of a fresh machine: an empty home, and no way out."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(("KERAS", "MPL", "XDG", "TF_"))
+        and "PROXY" not in name.upper()
+    }
+    dead_end = "http://127.0.0.1:9"  # nothing listens on the discard port
+    proxies = {"http_proxy": dead_end, "https_proxy": dead_end}
+    # One thread for arithmetic: the other core is for the tests that run meanwhile.
+    return {**environment, **proxies, "HOME": str(home), "TF_NUM_INTRAOP_THREADS": "1"}
+
+
+def without_network():
+    """Return the command that cuts a process off from the network, if this machine lets us.
+
+    -r makes it work for ordinary users, where the kernel allows them namespaces;
+    where neither works, the dead proxy of offline_environment has to do.
+    """
+    for command in (["unshare", "-n"], ["unshare", "-rn"]):
+        with contextlib.suppress(OSError):
+            if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+                return command
+    return []
+
+
+def start(arguments, folder, **options):
+    """Start the script in folder, as on a fresh machine without network."""
+    home = folder / "home"
+    home.mkdir()
+    return subprocess.Popen(
+        [*without_network(), sys.executable, *arguments],
+        cwd=folder,
+        env=offline_environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, CI's included, ignore Ctrl-C and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **options,
+    )
+
+
+Trained = namedtuple("Trained", "folder stdout stderr metrics")
+
+
+def train_on_a_fresh_machine(folder):
+    """Run the script with no argument at all; return what it said and left."""
+    process = start([SCRIPT], folder)
+    stdout, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stderr
+    metrics = json.loads((folder / "models" / "metrics.json").read_text())
+    return Trained(folder / "models", stdout, stderr, metrics)
+
+
+def interrupt_a_training(folder, data):
+    """Press Ctrl-C in the second epoch; return the status, stdout, stderr and the folder."""
+    arguments = [SCRIPT, "--data", data, "--epochs", "1000", "--patience", "1000"]
+    process = start([*arguments, "--no-augment"], folder)
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("Epoch 2/"):
+                process.send_signal(signal.SIGINT)
+                break
+        stdout, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, stdout, [*lines, *rest.splitlines(keepends=True)]
+
+
+# The whole script but for the training, which takes long and writes nothing: first on
+# disks of several sizes, then over and over on a real one until it is killed.
+SAVER = """
+import logging, resource, sys
+root, data, limits = sys.argv[1], sys.argv[2], [int(limit) for limit in sys.argv[3:]]
+sys.path.insert(0, root)
+import mnist_cnn_with_dropout as script
+
+logging.getLogger("tensorflow").setLevel("ERROR")  # it dislikes so many models in one process
+history = {key: [0.5, 0.6] for key in ("accuracy", "loss", "val_accuracy", "val_loss", "seconds")}
+script.train = lambda model, split, options: {**history, "kept_epoch": 2}
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+write_all = script.write_all
+
+def write_all_on_a_small_disk(writers):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        write_all(writers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+script.write_all = write_all_on_a_small_disk
+for limit in limits:
+    print(script.main(["--data", data, "--quiet"]), flush=True)
+script.write_all = write_all
+for seed in range(1000):
+    script.main(["--data", data, "--quiet", "--seed", str(seed)])
+    sys.stdout.flush()
+"""
+SMALL_DISKS = [100, 1_700_000]  # bytes a file may have; the model needs 1.8 MB
+
+
+def save_on_full_disks_and_be_killed(folder, data):
+    """Return what SAVER said and left on each small disk, and when it was killed after."""
+    process = start(["-c", SAVER, ROOT, data, *map(str, SMALL_DISKS)], folder)
+    try:
+        failures = [
+            (process.stdout.readline(), process.stderr.readline(), contents(folder / "models"))
+            for _ in SMALL_DISKS
+        ]
+        success = process.stdout.readline()
+        delay = random.uniform(0, 2)
+        time.sleep(delay)
+    finally:
+        process.kill()
+        process.communicate()
+    return failures, success, delay, process.returncode
