@@ -40,7 +40,7 @@ WARM_UP = 0.2  # share of all steps in which the rate climbs linearly from zero
 WEIGHT_DECAY = 0.05  # decoupled from the gradient (Loshchilov and Hutter, 2019)
 LABEL_SMOOTHING = 0.02  # probability mass spread over all ten digits
 NORMALIZATION_MOMENTUM = 0.9  # Keras' 0.99 lags behind in a training this short
-SETTLING_IMAGES = 4000  # whose statistics replace its moving averages in the end (400 MB)
+SETTLING_IMAGES = 4000  # whose statistics replace its moving averages in the end (1 GB)
 DROPOUTS = 12  # sets of dropped activations an image is trained with at once
 
 # Augmentation: each image is drawn anew within these limits in every epoch.
