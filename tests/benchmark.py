@@ -85,9 +85,7 @@ class Race:
             def on_epoch_end(self, epoch, logs=None):
                 race.epochs.append(time.perf_counter() - self.start)
                 answers = self.model.predict(race.images, batch_size=1000, verbose=0)
-                answers = answers.reshape(len(answers), -1)[
-                    :, :10
-                ]  # ours are alike but in training
+                answers = answers.reshape(len(answers), -1, 10)[:, 0]  # ours answers several times
                 race.curve.append(float((answers.argmax(axis=1) == race.labels).mean()))
 
         return Clock()
