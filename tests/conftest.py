@@ -7,11 +7,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 import runs
 
 import mnist_cnn_with_dropout as script
+
+cv2.setNumThreads(1)  # the other core is for the runs beside the tests
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +56,9 @@ def beside(request, tmp_path_factory):
         if "trained" in waiting or ("reader" in waiting and not runs.COMMITTED_MODEL.exists()):
             folder = tmp_path_factory.mktemp("trained")
             started["trained"] = pool.submit(runs.train_on_a_fresh_machine, folder)
+        if "small_runs" in waiting:
+            folder, data = tmp_path_factory.mktemp("small"), request.getfixturevalue("small_npz")
+            started["small_runs"] = pool.submit(runs.in_a_process, runs.train_twice, folder, data)
         for name, run in (
             ("interrupted", runs.interrupt_a_training),
             ("killed", runs.save_on_full_disks_and_be_killed),
@@ -76,6 +82,12 @@ def heavy(beside):
 def trained(beside):
     """What the run without arguments said and left."""
     return beside["trained"].result()
+
+
+@pytest.fixture(scope="session")
+def small_runs(beside):
+    """What train_twice returned."""
+    return beside["small_runs"].result()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from odd_images import HEAVY, encoded
 
@@ -118,6 +120,50 @@ def interrupt_a_training(folder, data):
     finally:
         process.kill()
     return process.returncode, stdout, [*lines, *rest.splitlines(keepends=True)]
+
+
+Small = namedtuple("Small", "weights metrics history val_loss epochs")
+
+
+def train_twice(folder, data):
+    """Train two small networks with one seed; return what there is to know of each.
+
+    The validation labels are wrong on purpose: the better the network gets, the
+    worse the validation loss, so the training must stop early and go back.
+    """
+    import mnist_cnn_with_dropout as script
+
+    found = []
+    real_split, real_train = script.split_data, script.train
+
+    def wrong_split(*arguments):
+        x_train, y_train, x_validation, y_validation = real_split(*arguments)
+        return x_train, y_train, x_validation, (y_validation + 1) % 10
+
+    def watched_train(model, split, options):
+        history = real_train(model, split, options)
+        truth = np.eye(10)[split[3]] * (1 - script.LABEL_SMOOTHING) + script.LABEL_SMOOTHING / 10
+        probabilities = model.predict(script.as_input(split[2]), verbose=0)
+        val_loss = -(truth * np.log(probabilities)).sum(axis=1).mean()
+        found.append([history, val_loss, options.epochs])
+        return history
+
+    def keep(path, model, pictures, metrics):
+        history, *rest = found.pop()
+        found.append(Small(model.get_weights(), metrics, history, *rest))
+
+    script.split_data, script.train, script.save_run = wrong_split, watched_train, keep
+    options = ["--data", str(data), "--quiet", "--epochs", "8", "--patience", "2"]
+    options += ["--batch-size", "64", "--seed", "5", "--output", str(folder / "model.h5")]
+    for _ in range(2):
+        assert script.main(options) == 0
+    return found
+
+
+def in_a_process(function, *arguments):
+    """Return what a function of this module returns in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 # The whole script but for the training, which takes long and writes nothing: first on

@@ -494,47 +494,6 @@ def test_training_that_diverges_says_so_and_keeps_the_earlier_file(
     assert output.read_bytes() == b"earlier"
 
 
-Small = namedtuple("Small", "weights metrics history val_loss epochs")
-
-
-@pytest.fixture(scope="module")
-def small_runs(keras, small_npz, tmp_path_factory):
-    """Two short runs of the whole script with one seed.
-
-    Their validation labels are wrong on purpose: the better the network gets, the
-    worse the validation loss, so the training must stop early and go back.
-    """
-    runs = []
-    real_split, real_train = script.split_data, script.train
-
-    def wrong_split(*arguments):
-        x_train, y_train, x_validation, y_validation = real_split(*arguments)
-        return x_train, y_train, x_validation, (y_validation + 1) % 10
-
-    def watched_train(model, split, options):
-        history = real_train(model, split, options)
-        truth = np.eye(10)[split[3]] * (1 - script.LABEL_SMOOTHING) + script.LABEL_SMOOTHING / 10
-        probabilities = model.predict(script.as_input(split[2]), verbose=0)
-        val_loss = -(truth * np.log(probabilities)).sum(axis=1).mean()
-        runs.append([history, val_loss, options.epochs])
-        return history
-
-    def keep(path, model, pictures, metrics):
-        history, *rest = runs.pop()
-        runs.append(Small(model.get_weights(), metrics, history, *rest))
-
-    options = ["--data", str(small_npz), "--quiet", "--epochs", "8", "--patience", "2"]
-    options += ["--batch-size", "64", "--seed", "5"]
-    options += ["--output", str(tmp_path_factory.mktemp("small") / "model.h5")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "split_data", wrong_split)
-        patch.setattr(script, "train", watched_train)
-        patch.setattr(script, "save_run", keep)
-        for _ in range(2):
-            assert script.main(options) == 0
-    return runs
-
-
 def test_same_seed_gives_the_same_weights_bit_for_bit(small_runs):
     first, second = small_runs
     assert len(first.weights) == 18
