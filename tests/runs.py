@@ -161,7 +161,7 @@ def train_twice(folder, data):
 
 
 def in_a_process(function, *arguments):
-    """Return what a function of this module returns in a process of its own."""
+    """Return what a function returns in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
