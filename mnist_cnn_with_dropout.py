@@ -11,6 +11,7 @@ loaded_mnist_model_digit_predictor.py reads images with the saved network.
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -40,7 +41,7 @@ WARM_UP = 0.2  # share of all steps in which the rate climbs linearly from zero
 WEIGHT_DECAY = 0.05  # decoupled from the gradient (Loshchilov and Hutter, 2019)
 LABEL_SMOOTHING = 0.02  # probability mass spread over all ten digits
 NORMALIZATION_MOMENTUM = 0.9  # Keras' 0.99 lags behind in a training this short
-SETTLING_IMAGES = 4000  # whose statistics replace its moving averages in the end (1 GB)
+SETTLING_IMAGES = 4000  # whose statistics replace its moving averages in the end
 DROPOUTS = 12  # sets of dropped activations an image is trained with at once
 
 # Augmentation: each image is drawn anew within these limits in every epoch.
@@ -718,12 +719,13 @@ def settle_normalization(model, images):
     """
     import keras
 
-    normalizations = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    for layer in normalizations:
-        layer.momentum = 0.0  # forget the past
-    model(as_input(images[:SETTLING_IMAGES]), training=True)
-    for layer in normalizations:
-        layer.momentum = NORMALIZATION_MOMENTUM
+    some = as_input(images[:SETTLING_IMAGES])
+    for below, layer in itertools.pairwise(model.layers):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            incoming = keras.Model(model.inputs[0], below.output)
+            values = incoming.predict(some, batch_size=250, verbose=0)
+            layer.moving_mean.assign(values.mean(axis=(0, 1, 2), dtype="float64"))
+            layer.moving_variance.assign(values.var(axis=(0, 1, 2), dtype="float64"))
 
 
 def as_input(images):

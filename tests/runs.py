@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 from odd_images import HEAVY, encoded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -319,7 +318,7 @@ def run_predictor(folder, *arguments, stdin=subprocess.DEVNULL, environment=(), 
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            pytest.fail(f"hangs: {arguments}")
+            raise AssertionError(f"hangs: {arguments}") from None
     status, seconds, megabytes = json.loads(used.read_text())
     return Run(status, out.read_text(), err.read_text(), seconds, megabytes)
 

@@ -724,10 +724,10 @@ WRONG_USAGE = (
 def test_wrong_usage_is_refused_in_one_line(arguments, album, monkeypatch, capsys):
     monkeypatch.chdir(album)
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as ended:
         predictor.main(arguments.split())
     printed = capsys.readouterr()
-    assert (exit.value.code, printed.out) == (2, "")
+    assert (ended.value.code, printed.out) == (2, "")
     assert printed.err.count("\n") == 1
     assert "--help" in printed.err
 
