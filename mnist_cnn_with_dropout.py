@@ -816,8 +816,17 @@ def draw_training_curves(figure, history, metrics):
         axes.set(xlabel="Epoch", ylabel=label, xticks=list(epochs)[:: 1 + len(epochs) // 20])
         axes.grid(alpha=0.3)
         axes.legend()
-        if key == "accuracy":
-            axes.yaxis.set_major_formatter("{x:.1%}")
+        axes.yaxis.set_major_formatter("{x:.1%}" if key == "accuracy" else "{x:.2f}")
+        # The rate climbs from zero: the first epoch's mean would flatten all that follows.
+        first, *later = history[key]
+        seen = [*(later or [first]), *history[f"val_{key}"]]
+        margin = 0.08 * (max(seen) - min(seen)) + 1e-3
+        low, high = min(seen) - margin, max(seen) + margin
+        axes.set_ylim(low, high)
+        if not low <= first <= high:
+            arrow, edge, side = ("↓", low, "bottom") if first < low else ("↑", high, "top")
+            text = f"{arrow}{axes.yaxis.get_major_formatter()(first)}"
+            axes.text(1, edge, text, color="tab:blue", fontsize=8, ha="center", va=side)
     figure.suptitle(summarize(metrics))
 
 

