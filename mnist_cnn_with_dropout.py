@@ -826,7 +826,9 @@ def draw_training_curves(figure, history, metrics):
         if not low <= first <= high:
             arrow, edge, side = ("↓", low, "bottom") if first < low else ("↑", high, "top")
             text = f"{arrow}{axes.yaxis.get_major_formatter()(first)}"
-            axes.text(1, edge, text, color="tab:blue", fontsize=8, ha="center", va=side)
+            style = {"color": "tab:blue", "size": 8, "ha": "center", "va": side}
+            style["bbox"] = {"facecolor": "white", "linewidth": 0, "pad": 1}
+            axes.text(1, edge, text, **style, zorder=2.2)  # over the curves, under the frame
     figure.suptitle(summarize(metrics))
 
 
