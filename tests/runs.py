@@ -1,6 +1,7 @@
 """Runs of the two scripts as processes of their own: those that take long, or are measured."""
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from odd_images import HEAVY, encoded
+from scenes import texts_of_placed_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "mnist_cnn_with_dropout.py"
@@ -105,7 +107,12 @@ def train_on_a_fresh_machine(folder):
 
 
 def interrupt_a_training(folder, data):
-    """Press Ctrl-C in the second epoch; return the status, stdout and the lines of stderr."""
+    """Press Ctrl-C in the second epoch over old files.
+
+    Return the status, stdout, the lines of stderr, the folder of models and what had been there.
+    """
+    models = folder / "models"
+    old = old_files(models)
     arguments = [SCRIPT, "--data", data, "--epochs", "1000", "--patience", "1000"]
     process = start([*arguments, "--no-augment"], folder)
     try:
@@ -118,7 +125,7 @@ def interrupt_a_training(folder, data):
         stdout, rest = process.communicate(timeout=60)
     finally:
         process.kill()
-    return process.returncode, stdout, [*lines, *rest.splitlines(keepends=True)]
+    return process.returncode, stdout, [*lines, *rest.splitlines(keepends=True)], models, old
 
 
 Small = namedtuple("Small", "weights metrics history val_loss epochs")
@@ -198,7 +205,13 @@ SMALL_DISKS = [100, 1_700_000]  # bytes a file may have; the model needs 1.8 MB
 
 
 def save_on_full_disks_and_be_killed(folder, data):
-    """Return what SAVER said and left on each small disk, and when it was killed after."""
+    """Run SAVER over old files.
+
+    Return what it said and left on each small disk, its first success, when it was killed
+    after that, its status, the folder of models and what had been there before.
+    """
+    models = folder / "models"
+    old = old_files(models)
     process = start(["-c", SAVER, ROOT, data, *map(str, SMALL_DISKS)], folder)
     try:
         failures = []
@@ -206,14 +219,14 @@ def save_on_full_disks_and_be_killed(folder, data):
             status = process.stdout.readline()
             # A run that does not fail has nothing to say there, and this would wait for ever.
             line = process.stderr.readline() if status == "1\n" else ""
-            failures.append((status, line, contents(folder / "models")))
+            failures.append((status, line, contents(models)))
         success = process.stdout.readline()
         delay = random.uniform(0, 2)
         time.sleep(delay)
     finally:
         process.kill()
         process.communicate()
-    return failures, success, delay, process.returncode
+    return failures, success, delay, process.returncode, models, old
 
 
 # --- The predictor, measured ----------------------------------------------------
@@ -334,3 +347,15 @@ def read_heavy_images(folder):
             results[name] = run(folder, "--json", folder / name, good)
             (folder / name).unlink()
     return results
+
+
+# --- What runs beside the tests, in this order ------------------------------------
+
+LONG_RUNS = {  # name of the fixture: (what to run in a new folder, the fixtures it takes besides)
+    "placed_digits": (lambda folder: in_a_process(texts_of_placed_digits),),
+    "heavy": (read_heavy_images,),
+    "trained": (train_on_a_fresh_machine,),
+    "small_runs": (functools.partial(in_a_process, train_twice), "small_npz"),
+    "interrupted": (interrupt_a_training, "small_npz"),
+    "killed": (save_on_full_disks_and_be_killed, "small_npz"),
+}

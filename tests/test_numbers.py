@@ -200,16 +200,6 @@ def test_every_line_has_a_reading_however_odd_its_parts():
 # --- One digit or many -----------------------------------------------------------
 
 
-def texts_of_placed_digits():
-    """Return what is read in a thousand pictures of one digit, of any size and anywhere in it."""
-    random, size = np.random.default_rng(30), (256, 256)
-    digits = [some_digit(random)[0] for _ in range(1000)]
-    inks = [drawn(digit, random.integers(30, 120)) for digit in digits]
-    sheets = [np.uint8(255 * (1 - placed(ink, size, random=random))) for ink in inks]
-    pictures = [cv2.cvtColor(sheet, cv2.COLOR_GRAY2RGB) for sheet in sheets]
-    return [text_in(picture) for picture in pictures]
-
-
 def test_single_digit_stays_single_wherever_it_is(placed_digits):
     assert len(placed_digits) == 1000
     several = [text for text in placed_digits if len(text) != 1]
