@@ -14,14 +14,12 @@ import functools
 import io
 import itertools
 import json
-import mmap
 import os
+import pickle
 import re
 import signal
 import stat
-import struct
 import sys
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +33,27 @@ MAX_WORKERS = 8  # processes that read at once; each may take the memory of a la
 WORTH_A_WORKER = 8  # images, in which time a process has started
 PLOTTED = 20  # images in one picture; more rows are too many to look at
 
-# Decoding
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")  # HEIC by its own package
-SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .bmp .dib .gif .webp .tif .tiff .avif .heic .heif".split()
-)  # what counts as an image in a folder
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Limits on files, which may be damaged or made to harm
 MAX_BYTES = 200_000_000  # of one file
-MAX_PIXELS = 50_000_000  # a 48-megapixel phone picture passes, a decompression bomb does not
-MAX_SIDE = 100_000  # pixels
-MAX_MEMORY = 300_000_000  # bytes that decoding may take
-PIXEL_BYTES = {"1": 2, "L": 3, "RGB": 6, "P": 10, "RGBA": 11}  # what it takes a pixel; others 16
-MAX_READS = 200_000  # of a file's pieces; a headers' loop over millions takes minutes
-MAX_OPENING = 1.0  # seconds to get through the headers, likewise
+MAX_PIXELS = 100_000_000  # of one image; where no system bounds memory, nothing else would
+MAX_MEMORY = 385_000_000  # bytes for a file, its pixels and all else that decoding takes
+MAX_SECONDS = 1.0  # of processor time for headers, or for a model; a phone's photo takes 0.1 in all
+SECONDS_A_MEGAPIXEL = 0.1  # more to decode pixels: large HEIC photos take half of that,
+SECONDS_A_MEGABYTE = 1.0  # but no more than this, for a small file may claim any size
+KERAS_MEMORY = 4_000_000_000  # bytes that Keras may take for a model; TensorFlow itself 0.7
+KERAS_SECONDS = 60  # of processor time for each of its answers; TensorFlow takes 5 to start
+
+# Decoding
+FORMATS = {  # Pillow's name: what such files are called in a folder
+    "PNG": ".png",
+    "JPEG": ".jpg .jpeg .jpe .jfif",
+    "BMP": ".bmp .dib",
+    "GIF": ".gif",
+    "WEBP": ".webp",
+    "TIFF": ".tif .tiff",
+    "AVIF": ".avif",
+    "HEIF": ".heic .heif",  # by a package of its own
+}
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
 LARGE = 50  # and that is the end of it if their digits are so many of those pixels tall
@@ -100,24 +106,13 @@ CERTAIN_NUMBER = 0.87  # mean confidence in the digits of a number, less their c
 EXPLAINED = 0.5  # share of the ink that was read
 DOUBTFUL = 0.6  # mean confidence under which the other polarity of ink is tried, too
 BATCH = 16  # glyphs evaluated at once; what is made of more does not fit a core's cache
-MAX_WEIGHTS = 20_000_000  # numbers in a model; ours has 446,154
-MAX_UNITS = 65_536  # the largest whole number in a model's description
-MAX_LAYERS = 200
-MAX_KERAS_MEMORY = 4_000_000_000  # bytes that Keras may take for a model; TensorFlow itself 0.7
-MAX_MAP = 100_000  # numbers that a layer makes of one glyph; ours at most 21,632
-MAX_CONFIG = 1_000_000  # characters of a model's description; ours has 6,000
-KNOWN_LAYERS = frozenset(
-    "InputLayer Conv2D DepthwiseConv2D SeparableConv2D MaxPooling2D AveragePooling2D "
-    "GlobalMaxPooling2D GlobalAveragePooling2D BatchNormalization LayerNormalization Flatten "
-    "Reshape Dense Dropout SpatialDropout2D Activation ReLU LeakyReLU Softmax ZeroPadding2D "
-    "Rescaling Add Concatenate".split()
+KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
+    "Sequential Functional Model DTypePolicy InputLayer Conv2D DepthwiseConv2D SeparableConv2D "
+    "MaxPooling2D AveragePooling2D GlobalMaxPooling2D GlobalAveragePooling2D BatchNormalization "
+    "LayerNormalization Flatten Reshape Dense Dropout SpatialDropout2D Activation ReLU LeakyReLU "
+    "Softmax ZeroPadding2D Rescaling Add Concatenate".split()
 )
-
-# What a layer's description may ask for at most 28 of, a digit's size, on the way to Keras
-SIZES = "kernel_size pool_size strides dilation_rate padding depth_multiplier".split()
-KERAS_MODULES = frozenset(
-    "keras keras.layers keras.initializers keras.regularizers keras.constraints".split()
-)  # whose objects a layer's description may hold
+KNOWN_MODULES = ("keras.initializers", "keras.regularizers", "keras.constraints")  # likewise
 
 
 class ImageError(Exception):
@@ -129,165 +124,232 @@ class ModelError(Exception):
 
 
 class Unsupported(Exception):
-    """A layer that only Keras can evaluate; its text names what is special."""
+    """A layer that only Keras can evaluate."""
+
+
+# --- Limits ----------------------------------------------------------------
+
+
+def limit_memory(size):
+    """Let this process take size bytes more than it has, where the system can bound that."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+    except (ImportError, OSError):  # Windows, macOS
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = pages * resource.getpagesize() + size
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limit, hard) if hard >= 0 else limit, hard))
+
+
+class Sandbox:
+    """A child process that calls functions within limits of memory and processor time.
+
+    What decodes images and reads HDF5 is written in C: only the system stops it where it
+    never comes back, and only a process of its own may crash. One child serves all calls,
+    since starting one takes as long as reading a small image. Where there is no fork, on
+    Windows, functions are called in this process.
+    """
+
+    inside = False  # true in the child
+
+    def __init__(self, memory, seconds):
+        self.memory, self.seconds, self.pid = memory, seconds, None
+
+    def call(self, function, *arguments):
+        """Return what the function returns, or raise what it raises, both of which are pickled.
+
+        Raises TimeoutError where that takes too long, ChildProcessError where it crashes.
+        """
+        if not hasattr(os, "fork"):
+            return function(*arguments)
+        if self.pid is None:
+            self.start()
+        try:
+            pickle.dump((function, arguments), self.calls, protocol=5)
+            self.calls.flush()
+            answer = pickle.load(self.answers)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            ended = self.end()
+            if ended in (-signal.SIGPROF, -signal.SIGALRM):
+                raise TimeoutError from None
+            raise ChildProcessError from None
+        except BaseException:  # Ctrl-C: the next answer would be that of this call
+            self.end()
+            raise
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def start(self):
+        (calls, to_child), (from_child, answers) = os.pipe(), os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other threads are OpenCV's, which is not called there
+            self.pid = os.fork()
+        if self.pid:
+            os.close(calls)
+            os.close(answers)
+            self.calls, self.answers = os.fdopen(to_child, "wb"), os.fdopen(from_child, "rb")
+            return
+        try:
+            os.close(to_child)
+            os.close(from_child)
+            self.serve(os.fdopen(calls, "rb"), os.fdopen(answers, "wb"))
+        finally:
+            os._exit(1)
+
+    def serve(self, calls, answers):
+        """Answer calls, in the child, until there are no more."""
+        Sandbox.inside = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prints
+        for name in (signal.SIGPROF, signal.SIGALRM):
+            signal.signal(name, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for what libraries in C print there
+        limit_memory(self.memory)
+        while True:
+            function, arguments = pickle.load(calls)
+            signal.setitimer(signal.ITIMER_REAL, 10 * self.seconds + 30)  # lest it waits for ever
+            self.allow(self.seconds)
+            try:
+                answer = function(*arguments)
+            except Exception as error:
+                answer = error
+            self.allow(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            function = arguments = None  # so that their memory is free before the next
+            pickle.dump(answer, answers, protocol=5)
+            answers.flush()
+            answer = None
+
+    @staticmethod
+    def allow(seconds):
+        """Give what is called so much processor time from now on; 0 is any."""
+        if Sandbox.inside:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+
+    def end(self):
+        """End the child and return its exit code."""
+        os.kill(self.pid, signal.SIGKILL)  # in vain where it has ended already
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = None
+        with contextlib.suppress(BrokenPipeError):
+            self.calls.close()
+        self.answers.close()
+        return os.waitstatus_to_exitcode(status)
+
+
+sandbox = Sandbox(MAX_MEMORY, MAX_SECONDS)
+keras_sandbox = Sandbox(KERAS_MEMORY, KERAS_SECONDS)
 
 
 # --- From file to pixels ---------------------------------------------------
 
 
-def read_bytes(path):
-    """Return the bytes of a regular file, or of standard input for "-"; raise ImageError."""
+def image_source(path):
+    """Return what decode takes: path itself, or what comes from standard input for "-".
+
+    Raises ImageError for what is no readable file.
+    """
     try:
         if path == "-":
-            data = sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""
+            source = sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""
+            size = len(source)
         else:
-            status = os.stat(path)
+            source, status = path, os.stat(path)
+            if stat.S_ISDIR(status.st_mode):
+                os.listdir(path)  # raises if that is not allowed
+                raise ImageError("no image in this folder")
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError("not a file; give an image or a folder of images")
-            with open(path, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
+            with open(path, "rb"):
+                size = status.st_size
     except FileNotFoundError:
         raise ImageError("no such file; check the path") from None
     except (OSError, ValueError) as error:
-        raise ImageError(
-            f"cannot be opened ({getattr(error, 'strerror', None) or error})"
-        ) from None
-    if len(data) > MAX_BYTES:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"cannot be opened ({reason})") from None
+    if size > MAX_BYTES:
         raise ImageError(f"larger than {MAX_BYTES // 1_000_000} MB; reduce it first")
-    if not data:
+    if not size:
         raise ImageError("the file is empty")
-    return data
+    return source
 
 
-class Source(io.BytesIO):
-    """A file in memory whose headers must end: each of Pillow's loops over them reads on."""
-
-    def __init__(self, data):
-        super().__init__(data)
-        self.reads, self.until = 0, time.thread_time() + MAX_OPENING
-
-    def read(self, size=-1, /):
-        self.reads += 1
-        if self.reads > MAX_READS or (self.until and time.thread_time() > self.until):
-            raise ImageError("damaged; its headers do not end")
-        return super().read(size)
-
-
-@contextlib.contextmanager
-def silent():
-    """Discard what is written to standard error, by libraries in C too, which warnings are not."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-
-
-def check_directory(data):
-    """Raise ImageError for a TIFF with a list of over 100,000 numbers, each an object in Python."""
-    order = "<" if data[:2] == b"II" else ">"
-    big = data[2:4] in (b"+\0", b"\0+")
-    at = int(struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0])
-    count = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, at)[0]
-    row = struct.Struct(f"{order}{'HHQ8x' if big else 'HHI4x'}")
-    rows = data[at + (8 if big else 2) :][: min(count, 65_536) * row.size]
-    for _, kind, length in row.iter_unpack(rows[: len(rows) // row.size * row.size]):
-        if kind not in (1, 2, 6, 7) and length > 100_000:  # those are bytes
-            raise ImageError("damaged; its headers do not end")
-
-
-def check_size(image, data):
-    """Raise ImageError for an open Pillow image that takes too much memory or time to decode."""
-    pixels, size = image.width * image.height, len(data)
-    bands = len(image.getbands())
-    if image.format == "JPEG":  # is decoded at a smaller size
-        size += pixels * (2 * bands if image.info.get("progressive") else 1)
-        scans = data.count(b"\xff\xda")  # each goes over all pixels, and may take 77 bytes
-        repeated = scans > 20 and scans * pixels > 20 * MAX_PIXELS // 2
-    else:
-        size += pixels * {"WEBP": 15, "AVIF": 8, "HEIF": 6}.get(
-            image.format, PIXEL_BYTES.get(image.mode, 16)
-        )
-        repeated = image.tile and image.tile[0][0] == "bmp_rle" and pixels > MAX_PIXELS // 10
-    if pixels > MAX_PIXELS or size > MAX_MEMORY or repeated or max(image.size) > MAX_SIDE:
-        limit = MAX_PIXELS // 1_000_000
-        raise ImageError(f"too large ({pixels / 1e6:.0f} megapixels, at most {limit})")
-
-
-def decode(data):
+def decode(source):
     """Return (rgb, scale): upright uint8 pixels (height, width, 3) and how far they were reduced.
 
-    The longer side is at most WORK_SIDE; scale times the size is the original's.
-    Only the formats listed above are ever parsed. Raises ImageError.
+    source is an image file's bytes or its path. The longer side is at most WORK_SIDE; scale
+    times the size is the original's. Only FORMATS are ever parsed. Raises ImageError.
     """
-    from PIL import Image
-
     try:
-        if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
-            from pillow_heif import HeifImagePlugin  # noqa: F401 - registers itself with Pillow
+        return sandbox.call(decode_here, source)
+    except TimeoutError:
+        raise ImageError("takes too long to decode; save it anew, or smaller") from None
+    except ChildProcessError:
+        raise ImageError("damaged; it cannot be decoded") from None
 
-            formats = ("HEIF",)
-        else:
-            formats = FORMATS
-        Image.MAX_IMAGE_PIXELS = None  # our own limit is below, before any pixel is decoded
-        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-            warnings.simplefilter("ignore")
-            if data[:2] in (b"II", b"MM"):
-                stack.enter_context(silent())  # libtiff prints what it finds wrong
-                check_directory(data)
-            source = Source(data)
-            with Image.open(source, formats=formats) as image:
-                source.until = None
-                check_size(image, data)
+
+def decode_here(source):
+    """Return what decode does, from this process."""
+    from PIL import Image, UnidentifiedImageError
+
+    Image.MAX_IMAGE_PIXELS = None  # our own limit is below, before any pixel is decoded
+    formats = list(FORMATS)
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            head, size = file.read(12), file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if head[4:8] == b"ftyp" and head[8:11] != b"avi":
+                import pillow_heif
+
+                pillow_heif.register_heif_opener()
+            else:
+                formats.remove("HEIF")
+            with Image.open(file, formats=formats) as image:
+                megapixels = image.width * image.height / 1e6
+                if megapixels > MAX_PIXELS / 1e6:
+                    limit = MAX_PIXELS // 1_000_000
+                    raise ImageError(f"too large ({megapixels:.0f} megapixels, at most {limit})")
+                longer = (megapixels * SECONDS_A_MEGAPIXEL, size / 1e6 * SECONDS_A_MEGABYTE)
+                sandbox.allow(MAX_SECONDS + min(longer))
                 return reduce_upright(image)
     except ImageError:
         raise
     except ImportError:
         raise ImageError("HEIC needs one more package: pip install pillow-heif") from None
-    except Exception as error:  # decoders fail in every way there is; none may reach the user
-        from PIL import UnidentifiedImageError
-
-        known = not isinstance(error, UnidentifiedImageError)
-        text = "damaged; it cannot be decoded" if known else "not an image in a format read here"
+    except MemoryError:
+        text = f"too large to decode in {MAX_MEMORY // 1_000_000} MB; reduce it first"
         raise ImageError(text) from None
+    except UnidentifiedImageError:
+        raise ImageError("not an image in a format read here") from None
+    except Exception:  # decoders fail in every way there is
+        raise ImageError("damaged; it cannot be decoded") from None
 
 
 def reduce_upright(image):
     """Return decode's answer for an open Pillow image."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    width, height = image.size
+    longer = max(image.size)
     image.draft(None, (WORK_SIDE, WORK_SIDE))  # JPEG: decode at 1/2, 1/4 or 1/8 at once
-    try:
-        small = len(image.info.get("exif", b"")) < 1_000_000
-        orientation = image.getexif().get(0x0112, 1) if small else 1
-    except Exception:  # absurd EXIF is no reason to lose the picture
-        orientation = 1
-    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        levels = np.asarray(image, np.float32)
-        levels = np.nan_to_num(levels, nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = float(levels.min()), float(levels.max())
-        levels = (levels - low) * (255.0 / max(high - low, 1e-9))
-        image = Image.fromarray(levels.astype(np.uint8))
-    elif transparent:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    transparent = not deep and image.has_transparency_data
+    mode = "F" if deep else "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     image.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    methods = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to Pillow transpose
-    if orientation in methods:
-        image = image.transpose(Image.Transpose(methods[orientation]))
-    scale = max(width, height) / max(image.size)
-    return np.asarray(lay_on_paper(image) if transparent else image.convert("RGB")), scale
+    scale = longer / max(image.size)
+    with contextlib.suppress(Exception):  # absurd EXIF is no reason to lose the picture
+        ImageOps.exif_transpose(image, in_place=True)
+    if deep:  # in whatever range
+        levels = np.nan_to_num(np.asarray(image), nan=0.0, posinf=0.0, neginf=0.0)
+        low, high = levels.min(), levels.max()
+        levels = (levels - low) * (255.0 / max(float(high - low), 1e-9))
+        image = Image.fromarray(levels.astype(np.uint8))
+    if transparent:
+        image = lay_on_paper(image)
+    return np.asarray(image.convert("RGB")), scale
 
 
 def lay_on_paper(image):
@@ -842,7 +904,7 @@ def convolve(x, kernel, bias):
     return (rows @ kernel.reshape(-1, filters) + bias).reshape(n, height, width, filters)
 
 
-def pool(x, size):
+def max_pool(x, size):
     """Return the maxima of x (n, h, w, c) over tiles of size (rows, columns)."""
     rows, columns = size
     bottom, right = x.shape[1] // rows * rows, x.shape[2] // columns * columns
@@ -865,193 +927,54 @@ ACTIVATIONS = {
 }
 
 
-KERAS_ACTIVATIONS = frozenset(
-    "elu exponential gelu hard_sigmoid leaky_relu mish relu6 selu sigmoid silu softplus softsign "
-    "swish tanh".split()
-)
+def build_layer(kind, config, weights):
+    """Return a layer as a function from array to array.
 
-
-def whole_pair(values):
-    """Return two positive whole numbers as a tuple; raise ValueError for anything else."""
-    first, second = values
-    if type(first) is not int or type(second) is not int or min(first, second) < 1:
-        raise ValueError("not two sizes")
-    return first, second
-
-
-def build_step(kind, config, shape, weight):
-    """Return a layer as a function from array to array, and the shape it makes of shape.
-
-    weight(name, shape) returns that weight of the layer, checked; shapes are
-    without the batch. Raises Unsupported for what is not known here, and
-    KeyError, TypeError and the like for what no layer can be.
+    kind is its Keras class, config its settings, weights its arrays by name. Raises Unsupported
+    for what is not known here, and KeyError, TypeError and the like for what no layer can be.
     """
     if config.get("activation", "linear") not in ACTIVATIONS:
-        raise Unsupported("activation") if config["activation"] in KERAS_ACTIVATIONS else KeyError
+        raise Unsupported
     activation = ACTIVATIONS[config.get("activation", "linear")]
     if kind in ("InputLayer", "Dropout"):
-        return (lambda x: x), shape
+        if kind == "InputLayer" and config["batch_shape"][1:] != [28, 28, 1]:
+            raise ValueError("not the shape of a digit")
+        return lambda x: x
     if kind == "Flatten":
-        return (lambda x: x.reshape(len(x), -1)), (int(np.prod(shape)),)
+        return lambda x: x.reshape(len(x), -1)
     if kind == "BatchNormalization":
-        if config["axis"] not in (-1, len(shape), [len(shape)]):
-            raise Unsupported("axis")
-        if not 0 <= config["epsilon"] <= 1:
-            raise ValueError("epsilon")
+        if config["axis"] not in (-1, 3, [3]):
+            raise Unsupported
         names = ("gamma", "beta", "moving_mean", "moving_variance")
-        gamma, beta, mean, variance = (weight(name, shape[-1:]) for name in names)
+        gamma, beta, mean, variance = (weights[name] for name in names)
         scale = gamma / np.sqrt(np.maximum(variance, 0) + np.float32(config["epsilon"]))
-        return (lambda x: x * scale + (beta - mean * scale)), shape
+        return lambda x: x * scale + (beta - mean * scale)
     if kind == "Dense":
-        units = config["units"]
-        kernel, bias = weight("kernel", (*shape, units)), weight("bias", (units,))
-        return (lambda x: activation(x @ kernel + bias)), (units,)
+        kernel, bias = weights["kernel"], weights["bias"]
+        if kernel.shape[1:] != (config["units"],) or bias.shape != (config["units"],):
+            raise ValueError("not as many units as weights")
+        return lambda x: activation(x @ kernel + bias)
     if kind not in ("Conv2D", "MaxPooling2D"):
-        raise Unsupported(kind)
-    if config["padding"] not in ("valid", "same"):
-        raise ValueError("padding")
+        raise Unsupported
     if config["padding"] != "valid" or config["data_format"] != "channels_last":
-        raise Unsupported("padding")
+        raise Unsupported
     if kind == "MaxPooling2D":
-        size = whole_pair(config["pool_size"])
-        if whole_pair(config["strides"]) != size:
-            raise Unsupported("strides")
-        return (lambda x: pool(x, size)), (shape[0] // size[0], shape[1] // size[1], shape[2])
-    rows, columns = whole_pair(config["kernel_size"])
+        if config["strides"] != config["pool_size"]:
+            raise Unsupported
+        return lambda x: max_pool(x, config["pool_size"])
     if config["groups"] != 1 or {*config["strides"], *config["dilation_rate"]} != {1}:
-        raise Unsupported("strides")
-    kernel = weight("kernel", (rows, columns, shape[2], config["filters"]))
-    bias = weight("bias", (config["filters"],))
-    after = (shape[0] - rows + 1, shape[1] - columns + 1, config["filters"])
-    return (lambda x: activation(convolve(x, kernel, bias))), after
+        raise Unsupported
+    kernel, bias = weights["kernel"], weights["bias"]
+    if (*kernel.shape[:2], kernel.shape[3]) != (*config["kernel_size"], config["filters"]):
+        raise ValueError("not as many filters as weights")
+    return lambda x: activation(convolve(x, kernel, bias))
 
 
-def checked_datasets(group, path=""):
-    """Yield (path, dataset) for all in an HDF5 group; raise ModelError for what points elsewhere.
+def build_network(layers, weights):
+    """Return load_network's function for read_model's layers and weights."""
+    steps = [build_layer(kind, config, weights.get(config["name"], {})) for kind, config in layers]
 
-    Links to other files, virtual and externally stored datasets would open files
-    that the user never named. Links are looked at, not followed.
-    """
-    import h5py
-
-    for name in group:
-        if type(group.get(name, getlink=True)) is not h5py.HardLink or path.count("/") > 8:
-            raise ModelError("it links to other places; train it again")
-        item, inner = group[name], f"{path}/{name}"
-        if isinstance(item, h5py.Group):
-            yield from checked_datasets(item, inner)
-        elif not isinstance(item, h5py.Dataset):
-            raise ModelError("it is no Keras model's file; train it again")
-        elif item.is_virtual or item.external or item.dtype.kind not in "fiu":
-            raise ModelError("it stores its weights outside the file; train it again")
-        elif item.size > MAX_WEIGHTS:
-            raise ModelError("its weights are larger than any digit network's")
-        else:
-            yield inner, item
-
-
-def check_heaps(path):
-    """Raise ModelError for an HDF5 file whose texts the library would never get through.
-
-    It goes from object to object by their sizes, for ever where free space claims
-    to be of size zero, and no signal stops it.
-    """
-    damaged = ModelError("it is damaged or not an HDF5 file; train it again")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        sizes = data[13:15] if data[8:9] < b"\2" else data[9:11]
-        if data[:8] != b"\x89HDF\r\n\x1a\n" or sizes != b"\x08\x08":
-            raise damaged
-        heap = data.find(b"GCOL")
-        while heap >= 0:
-            at = heap + 16
-            end = min(len(data), heap + int.from_bytes(data[heap + 8 : at], "little"))
-            while at + 16 <= end:
-                index, size = struct.unpack_from("<H6xQ", data, at)
-                if index == 0 and size < 16:
-                    raise damaged
-                at += size if index == 0 else 16 + (size + 7) // 8 * 8
-            heap = data.find(b"GCOL", heap + 1)
-
-
-def read_architecture(file):
-    """Return a Keras HDF5 file's (model class, list of (layer class, layer config)).
-
-    Raises ModelError for layers that are not known to be harmless, and for
-    objects that Keras would have to import from elsewhere.
-    """
-    text = file.attrs.get("model_config")
-    if not isinstance(text, str | bytes):
-        raise ModelError("it holds no Keras model; train one")
-    try:
-        if len(text) > MAX_CONFIG:
-            raise ValueError
-        config = json.loads(text)
-        layers = [
-            (layer["class_name"], dict(layer["config"])) for layer in config["config"]["layers"]
-        ]
-        unknown = [str(kind)[:40] for kind, _ in layers if kind not in KNOWN_LAYERS]
-        pending = [config]
-        while pending:
-            item = pending.pop()
-            if isinstance(item, dict):
-                module = item.get("module") or "keras"
-                foreign = module not in KERAS_MODULES
-                foreign |= module == "keras.layers" and item.get("class_name") not in KNOWN_LAYERS
-                if foreign or item.get("registered_name") not in (None, item.get("class_name")):
-                    unknown.append(str(item.get("class_name"))[:40])
-                pending += item.values()
-            elif isinstance(item, list):
-                pending += item
-            elif isinstance(item, int) and abs(item) > MAX_UNITS:
-                raise ModelError("its description asks for absurdly much of something")
-    except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
-        raise ModelError("its description is not that of a Keras model") from None
-    if unknown:
-        raise ModelError(f"its layer {unknown[0]!r} is not one that is known to be safe")
-    return config.get("class_name"), layers
-
-
-def load_network(path):
-    """Return a function from glyphs (n, 28, 28) to probabilities (n, 10), both float32.
-
-    path is a Keras HDF5 file. Its layers are evaluated in NumPy; a model with
-    layers that build_step does not know goes through Keras. Nothing in the file
-    is executed, and no other file is opened. Raises ModelError.
-    """
-    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5 filters are code; load none
-    import h5py
-
-    try:
-        if os.path.getsize(path) > MAX_BYTES or not os.path.isfile(path):
-            raise ModelError("it is not a model file, or a huge one")
-        check_heaps(path)
-        with h5py.File(path, "r") as file:
-            model_class, layers = read_architecture(file)
-            weights = dict(checked_datasets(file))
-            if sum(item.size for item in weights.values()) > MAX_WEIGHTS:
-                raise ModelError("its weights are larger than any digit network's")
-            try:
-                if model_class == "Functional":
-                    raise Unsupported(model_class)
-                if model_class != "Sequential":
-                    raise ValueError(model_class)
-                steps = build_network(layers, weights)
-            except Unsupported:
-                check_sizes(layers, weights)
-                steps = None
-            except (KeyError, TypeError, IndexError, AttributeError, ValueError):
-                text = "its description is not that of a Keras model"
-                raise ModelError(text) from None
-    except FileNotFoundError:
-        text = "no such file; train it with mnist_cnn_with_dropout.py or give --model"
-        raise ModelError(text) from None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or "it is damaged or not an HDF5 file"
-        raise ModelError(f"{reason}; train it again") from None
-    if steps is None:
-        return load_through_keras(path)
-
-    def probabilities(glyphs):
+    def network(glyphs):
         batches = []
         for start in range(0, len(glyphs), BATCH):
             x = np.asarray(glyphs[start : start + BATCH], np.float32)[..., None]
@@ -1059,104 +982,130 @@ def load_network(path):
                 for step in steps:
                     x = step(x)
             if not np.isfinite(x).all():
-                raise ModelError("its answers are not probabilities")
+                raise ModelError("its answers are not probabilities; train it again")
             batches.append(x)
         return np.concatenate(batches)
 
-    probabilities(np.zeros((1, 28, 28), np.float32))
-    return probabilities
+    return network
 
 
-def check_input(kind, config):
-    """Raise ModelError for an InputLayer that does not take digits."""
-    if kind == "InputLayer" and tuple(config["batch_shape"][1:]) != (28, 28, 1):
-        raise ModelError("it wants input of another shape than (28, 28, 1)")
+def try_out(network):
+    """Raise ModelError unless the network makes ten probabilities of any 28x28 pixels."""
+    glyphs = np.random.default_rng(0).random((BATCH, 28, 28), np.float32)
+    answers = network(glyphs)
+    if answers.shape != (BATCH, 10) or not np.allclose(answers.sum(axis=1), 1, atol=1e-3):
+        raise ModelError("it does not make the probabilities of ten digits of 28x28 pixels")
 
 
-def check_sizes(layers, weights):
-    """Raise ModelError if layers ask for more than is stored: Keras would allocate it first."""
-    for kind, config in layers:
-        name = str(config.get("name"))
-        shapes = [item.shape for path, item in weights.items() if name in path.split("/")]
-        for count in (config.get("units"), config.get("filters")):
-            if count is not None and not any(shape[-1:] == (count,) for shape in shapes):
-                raise ModelError(f"the weights of its layer {name[:40]!r} do not fit")
-        check_input(kind, config)
-        asked = str([config.get(key) for key in SIZES])
-        if any(int(number) > 28 for number in re.findall(r"\d+", asked)):
-            raise ModelError(f"its layer {name[:40]!r} is larger than a digit")
+def datasets_of(group, depth=0):
+    """Yield all datasets in an HDF5 group; raise ModelError for what points elsewhere.
+
+    Links to other files, virtual and externally stored datasets would open files that the
+    user never named: no limit on memory or time prevents that. Links are looked at, not followed.
+    """
+    import h5py
+
+    for name in group:
+        if type(group.get(name, getlink=True)) is not h5py.HardLink or depth > 8:
+            raise ModelError("it links to other places; train it again")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            yield from datasets_of(item, depth + 1)
+        elif item.is_virtual or item.external or item.dtype.kind not in "fiu":
+            raise ModelError("it stores its weights outside the file; train it again")
+        else:
+            yield item
 
 
-def build_network(layers, weights):
-    """Return the list of steps of a Sequential model that ends in ten probabilities."""
-    shape, steps = (28, 28, 1), []
-    by_layer = {}
-    for path in weights:
-        _, group, *inner, name = path.split("/")
-        if group == "model_weights" and inner:
-            layer = inner[0]
-            by_layer[layer, name.split(":")[0]] = weights[path]
-    names = {config["name"] for _, config in layers}
-    if len(names) != len(layers) or len(layers) > MAX_LAYERS:
-        raise ModelError("its layers are too many or not told apart by name")
-    check_input(*layers[0])
-    for kind, config in layers:
-
-        def weight(name, shape, layer=config["name"]):
-            item = by_layer.get((layer, name))
-            if item is None or item.shape != tuple(shape):
-                raise ModelError(f"the weights of its layer {str(layer)[:40]!r} do not fit")
-            values = item[()].astype(np.float32)
-            if not np.isfinite(values).all():
-                raise ModelError(f"the weights of its layer {str(layer)[:40]!r} are not finite")
-            return values
-
-        step, shape = build_step(kind, config, shape, weight)
-        if min(shape) < 1 or np.prod(shape) > MAX_MAP:
-            raise ModelError(f"its layer {str(config['name'])[:40]!r} makes {shape} of a digit")
-        steps.append(step)
-    if shape != (10,) or layers[-1][1].get("activation") != "softmax":
-        raise ModelError("it does not end in the probabilities of ten digits")
-    return steps
+def check_class(item):
+    """Return an object of a model's description; raise ModelError if its class is not harmless."""
+    kind, module = item.get("class_name"), item.get("module") or "keras"
+    known = kind in KNOWN_CLASSES and module in ("keras", "keras.layers")
+    known = (known or module in KNOWN_MODULES) and item.get("registered_name") in (None, kind)
+    if "class_name" in item and not known:
+        raise ModelError(f"its {str(kind)[:40]!r} is not a layer that is known to be safe")
+    return item
 
 
-@contextlib.contextmanager
-def bounded_memory():
-    """Let memory for data end at MAX_KERAS_MEMORY, where the system can: models may lie."""
+def read_model(path):
+    """Return a Keras HDF5 file's layers and weights, tried out, or None if only Keras can do that.
+
+    layers is a list of (class, settings), weights {layer: {name: float32 array}}.
+    """
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5 filters are code; load none
+    import h5py
+
     try:
-        from resource import RLIMIT_DATA, getrlimit, setrlimit
-    except ImportError:  # Windows
-        yield
-        return
-    before = getrlimit(RLIMIT_DATA)
-    limits = [limit for limit in before if limit >= 0]  # a negative one is none
-    setrlimit(RLIMIT_DATA, (min([MAX_KERAS_MEMORY, *limits]), before[1]))
-    try:
-        yield
-    finally:
-        setrlimit(RLIMIT_DATA, before)
-
-
-def load_through_keras(path):
-    """Return load_network's function for a model that only Keras can evaluate."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    try:
-        with silent(), bounded_memory():  # TensorFlow's start-up notes come from C++
-            import keras
-
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
-            if model.input_shape[1:] != (28, 28, 1) or model.output_shape[1:] != (10,):
-                raise ModelError("it does not turn 28x28 pixels into ten digits")
-            answer = np.asarray(model(np.zeros((1, 28, 28, 1), np.float32)))
-            if not np.isfinite(answer).all() or abs(answer.sum() - 1) > 1e-3:
-                raise ModelError("its answers are not probabilities")
-    except ModelError:
+        weights = {}
+        with h5py.File(path, "r") as file:
+            text = file.attrs["model_config"]
+            for item in datasets_of(file):
+                _, group, *inner, name = item.name.split("/")
+                if group == "model_weights" and inner:
+                    values = item[()].astype(np.float32)
+                    if not np.isfinite(values).all():
+                        raise ModelError("its weights are not finite; train it again")
+                    weights.setdefault(inner[0], {})[name.split(":")[0]] = values
+        model = json.loads(text, object_hook=check_class)
+        layers = [(layer["class_name"], layer["config"]) for layer in model["config"]["layers"]]
+        if model["class_name"] != "Sequential":
+            raise Unsupported
+        try_out(build_network(layers, weights))
+        return layers, weights
+    except Unsupported:
+        return None
+    except (ModelError, MemoryError):
         raise
+    except (OSError, RuntimeError):
+        raise ModelError("it is damaged or not an HDF5 file; train it again") from None
+    except Exception:  # a description may be anything
+        text = "it is no Keras model, or its weights do not fit its layers; train it again"
+        raise ModelError(text) from None
+
+
+def load_network(path):
+    """Return a function from glyphs (n, 28, 28) to probabilities (n, 10), both float32.
+
+    path is a Keras HDF5 file. Its layers are evaluated in NumPy; a model with
+    layers that build_layer does not know goes through Keras. Nothing in the file
+    is executed, and no other file is opened. Raises ModelError.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ModelError("it is not a file; give a Keras HDF5 file")
+        model = sandbox.call(read_model, path)
+        if model:
+            return build_network(*model)
+        network = functools.partial(keras_sandbox.call, keras_network, path)
+        try_out(network)
+        return network
+    except FileNotFoundError:
+        text = "no such file; train it with mnist_cnn_with_dropout.py or give --model"
+        raise ModelError(text) from None
+    except (MemoryError, TimeoutError, ChildProcessError):
+        raise ModelError("it takes too much memory or time; train it again") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"it cannot be opened ({reason})") from None
+
+
+def keras_network(path, glyphs):
+    """Return a model's answers, evaluated by Keras in this process."""
+    try:
+        return np.asarray(keras_model(path)(np.asarray(glyphs, np.float32)[..., None]))
     except ImportError:
         raise ModelError("it needs Keras and TensorFlow: pip install tensorflow keras") from None
     except Exception:  # Keras raises whatever a bad file leads it into
         raise ModelError("Keras cannot load it; train it again") from None
-    return lambda glyphs: np.asarray(model(np.asarray(glyphs, np.float32)[..., None]))
+
+
+@functools.cache
+def keras_model(path):
+    """Return a model loaded by Keras, which refuses what would run code."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import keras
+
+    return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
 # --- Reading ---------------------------------------------------------------
@@ -1493,12 +1442,12 @@ def text_of(lines):
     return "\n".join("".join(str(digit.digit) for digit in line) for line in lines)
 
 
-def as_json(name, lines, error, top):
-    """Return the answer for one image as one line of JSON."""
-    if error:
-        return json.dumps({"image": name, "error": error})
+def as_json(answer, top=None):
+    """Return an Answer as one line of JSON."""
+    if answer.error:
+        return json.dumps({"image": answer.name, "error": answer.error})
     digits = []
-    for digit in digits_of(lines):
+    for digit in digits_of(answer.lines):
         probabilities = [round(float(p), 6) for p in digit.probabilities]
         digits.append(
             {
@@ -1511,7 +1460,7 @@ def as_json(name, lines, error, top):
         )
         if top:
             digits[-1]["top"] = [[d, probabilities[d]] for d in ranking(digit)[:top]]
-    return json.dumps({"image": name, "text": text_of(lines), "digits": digits})
+    return json.dumps({"image": answer.name, "text": text_of(answer.lines), "digits": digits})
 
 
 def ranking(digit):
@@ -1519,12 +1468,13 @@ def ranking(digit):
     return [int(d) for d in np.argsort(-digit.probabilities, kind="stable")]
 
 
-def as_text(name, lines, error, top, width):
-    """Return the answer for one image as lines for a terminal."""
-    shown = printable(name).ljust(width)
+def as_text(answer, top=None, width=0):
+    """Return an Answer as lines for a terminal, its name padded to width."""
+    shown = printable(answer.name).ljust(width)
     indent = " " * (len(shown) + 2)
-    if error:
-        return f"{shown}  {error}"
+    if answer.error:
+        return f"{shown}  {answer.error}"
+    lines = answer.lines
     digits = digits_of(lines)
     lowest = min(digits, key=lambda digit: digit.confidence)
     doubt = ""
@@ -1533,12 +1483,12 @@ def as_text(name, lines, error, top, width):
         doubt = f"  not sure: {first} or {second}"
     first, *rest = text_of(lines).split("\n")
     sure = f"{lowest.confidence:6.1%}" if len(digits) == 1 else f"  lowest {lowest.confidence:.1%}"
-    answer = [f"{shown}  {first} {sure}{doubt}", *(indent + line for line in rest)]
+    text = [f"{shown}  {first} {sure}{doubt}", *(indent + line for line in rest)]
     if top:
         for digit in digits:
             likeliest = (f"{d} {digit.probabilities[d]:.1%}" for d in ranking(digit)[:top])
-            answer.append(indent + "  ".join(likeliest))
-    return "\n".join(answer)
+            text.append(indent + "  ".join(likeliest))
+    return "\n".join(text)
 
 
 def printable(name):
@@ -1547,22 +1497,20 @@ def printable(name):
 
 
 def draw_answers(figure, answers):
-    """Draw each answer as a row: the image with its boxes, what the network saw, how sure it is.
-
-    answers is a list of (name, rgb, scale, lines, error).
-    """
+    """Draw each Answer as a row: the image with its boxes, what the network saw, how sure it is."""
     rows = figure.subplots(len(answers), 3, squeeze=False, width_ratios=(3, 2, 3))
-    for (picture, seen, bars), (name, rgb, scale, lines, error) in zip(rows, answers, strict=True):
+    for (picture, seen, bars), answer in zip(rows, answers, strict=True):
+        lines, scale = answer.lines, answer.scale
         for axes in (picture, seen):
             axes.set_axis_off()
-        title = printable(os.path.basename(name) or name)
+        title = printable(os.path.basename(answer.name) or answer.name)
         if len(lines) == 1:
             title = f"{title}: {text_of(lines)}"
         picture.set_title(title, fontsize=10, parse_math=False)
-        if rgb is not None:
-            picture.imshow(rgb)
-        if error:
-            seen.text(0.5, 0.5, error, ha="center", va="center", wrap=True)
+        if answer.rgb is not None:
+            picture.imshow(answer.rgb)
+        if answer.error:
+            seen.text(0.5, 0.5, answer.error, ha="center", va="center", wrap=True)
             bars.set_axis_off()
             continue
         digits = digits_of(lines)
@@ -1600,7 +1548,6 @@ def save_plot(path, answers):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 2.9 * len(answers)), layout="constrained")  # needs no display
-    warnings.filterwarnings("ignore", "Glyph")  # names may be in any script
     draw_answers(figure, answers)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -1623,38 +1570,127 @@ def show_plot(answers):
         warn("--show needs a display, and there is none; use --plot FILE")
 
 
+# --- Files and processes ----------------------------------------------------
+
+
+@dataclass
+class Answer:
+    """What was read in one image, and its pixels where they are to be drawn."""
+
+    name: str
+    lines: list = ()
+    error: str | None = None
+    rgb: np.ndarray | None = None
+    scale: float = 1.0
+
+
+def natural(name):
+    """Return a sort key that puts scan2 before scan10."""
+    return [int(p) if p.isdecimal() else p.lower() for p in re.split(r"(\d+)", name)]
+
+
+def expand(paths):
+    """Return paths with each folder replaced by the images in it, if there are any."""
+    suffixes, found = " ".join(FORMATS.values()).split(), []
+    for path in paths:
+        names = []
+        if path != "-" and os.path.isdir(path):
+            with contextlib.suppress(OSError):
+                names = sorted(os.listdir(path), key=natural)
+        images = [n for n in names if Path(n).suffix.lower() in suffixes and n[0] != "."]
+        found += [os.path.join(path, name) for name in images] or [path]
+    return found
+
+
+def predict_file(name, network, one=False, drawn=False):
+    """Return the Answer for one image file; drawn says whether it needs its pixels."""
+    answer = Answer(name)
+    try:
+        answer.rgb, answer.scale = decode(image_source(name))
+        answer.lines = read_digits(answer.rgb, network, answer.scale, one)
+    except ImageError as error:
+        answer.error = str(error)
+    except MemoryError:
+        answer.error = "too large for this machine's memory; reduce it first"
+    except ModelError:  # is every image's
+        raise
+    except Exception:  # one image's failure is its own
+        answer.error = "cannot be read, by a fault of this script; report it with the image"
+    if not drawn:
+        answer.rgb = None
+        for digit in digits_of(answer.lines):
+            digit.glyph = None
+    return answer
+
+
+def start_worker():
+    """Make a process of the pool end with the one that started it, killed or not."""
+    import threading
+    from multiprocessing import parent_process
+
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    cv2.setNumThreads(1)
+
+
+load_network_once = functools.cache(load_network)
+
+
+def predict_in_worker(name, model, one, drawn):
+    """Return predict_file's Answer in a process of the pool."""
+    return predict_file(name, load_network_once(model), one, drawn)
+
+
+def predict_in_pool(names, workers, *options):
+    """Yield predict_in_worker's Answer for each image, in their order.
+
+    Threads would wait for each other at every step in Python. Where a process ends while it
+    reads, the first image without an answer is read alone: if that ends too, it is to blame.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("spawn")  # a fork may inherit locks that are held
+    left, alone = list(names), False
+    while left:
+        some = left[:1] if alone else left[:]
+        pool = ProcessPoolExecutor(1 if alone else workers, context, start_worker)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the processes inherit
+        futures = [pool.submit(predict_in_worker, name, *options) for name in some]
+        signal.signal(signal.SIGINT, before)
+        try:
+            for future in futures:
+                answer = future.result()
+                del left[0]
+                yield answer
+            alone = False
+        except BrokenProcessPool:
+            if alone:
+                text = "stopped while it was read; it may need more memory"
+                yield Answer(left.pop(0), error=text)
+            alone = not alone
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def predict_files(names, network, options):
+    """Yield predict_file's Answer for each image, in their order, by several processes if many."""
+    drawn = bool(options.plot or options.show)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores, MAX_WORKERS, len(names) // WORTH_A_WORKER) if options.images else 1
+    if workers < 2 or "-" in names or keras_sandbox.pid:
+        for name in names:
+            yield predict_file(name, network, options.one, drawn)
+    else:
+        yield from predict_in_pool(names, workers, options.model, options.one, drawn)
+
+
 # --- Command line ----------------------------------------------------------
 
 
 def warn(text):
     """Print one line on standard error."""
     print(f"{Path(__file__).name}: {text}", file=sys.stderr)
-
-
-def natural(name):
-    """Return a sort key that puts scan2 before scan10."""
-    return [
-        (not p.isdigit(), int(p) if p.isdigit() else p.lower()) for p in re.split(r"(\d+)", name)
-    ]
-
-
-def expand(paths):
-    """Return (name, error) of every image: files as given, folders by their images."""
-    found = []
-    for path in paths:
-        if path == "-" or not os.path.isdir(path):
-            found.append((path, None))
-            continue
-        try:
-            names = sorted(os.listdir(path), key=natural)
-        except OSError as error:
-            found.append((path, f"cannot be opened ({error.strerror})"))
-            continue
-        images = [n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
-        found += [(os.path.join(path, name), None) for name in images]
-        if not images:
-            found.append((path, "no image in this folder"))
-    return found
 
 
 def asked_for():
@@ -1669,23 +1705,14 @@ def asked_for():
         yield from expand([line])
 
 
-class Progress:
-    """A line on standard error that counts images, once they have taken over two seconds."""
+def progress_bar(total):
+    """Return a bar for a terminal, which shows itself after two seconds; None elsewhere."""
+    if total > 1 and sys.stderr.isatty():
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm
 
-    def __init__(self, total):
-        self.total, self.done, self.start = total, 0, time.monotonic()
-        self.visible = total > 1 and sys.stderr.isatty()
-
-    def count(self):
-        self.done += 1
-        if self.visible and time.monotonic() - self.start > 2 and self.done < self.total:
-            filled = 30 * self.done // self.total
-            bar = "#" * filled + "." * (30 - filled)
-            print(f"\r{bar} {self.done}/{self.total}", end="", file=sys.stderr, flush=True)
-
-    def clear(self):
-        if self.visible and time.monotonic() - self.start > 2:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            return tqdm(total=total, delay=2, leave=False, unit="image")
+    return None
 
 
 class Parser(argparse.ArgumentParser):
@@ -1724,96 +1751,33 @@ def parse_arguments(argv=None):
     return options
 
 
-def answer_of(name, error, network, options):
-    """Return (name, rgb, scale, lines, error) of one image; without pixels unless plotted."""
-    rgb, scale, lines = None, 1.0, []
-    try:
-        if error:
-            raise ImageError(error)
-        rgb, scale = decode(read_bytes(name))
-        lines = read_digits(rgb, network, scale, options.one)
-    except ImageError as problem:
-        error = str(problem)
-    if not options.plot and not options.show:
-        rgb = None
-        for digit in digits_of(lines):
-            digit.glyph = None
-    return name, rgb, scale, lines, error
-
-
-def answer_some(names, options, sender):
-    """Send answer_of each (name, error) in names, or the ModelError that ends it all."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prints
-    cv2.setNumThreads(1)
-    with contextlib.suppress(BrokenPipeError):
-        try:
-            network = load_network(options.model)
-            for name, error in names:
-                sender.send(answer_of(name, error, network, options))
-        except ModelError as problem:
-            sender.send(problem)
-
-
-def start_worker(names, options):
-    """Start a process that runs answer_some, and return where its answers come from."""
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")  # a fork may inherit locks that are held
-    receiver, sender = context.Pipe(duplex=False)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits
-    context.Process(target=answer_some, args=(names, options, sender), daemon=True).start()
-    signal.signal(signal.SIGINT, before)
-    sender.close()
-    return receiver
-
-
-def answers_of(names, network, options):
-    """Yield answer_of each (name, error) in names, in their order.
-
-    Many images are dealt out in turn to one process a core: threads would wait
-    for each other at every step in Python.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores, MAX_WORKERS, len(names) // WORTH_A_WORKER) if options.images else 1
-    if workers < 2 or ("-", None) in names or "keras" in sys.modules:
-        for name, error in names:
-            yield answer_of(name, error, network, options)
-        return
-    receivers = [start_worker(names[first::workers], options) for first in range(workers)]
-    for number, (name, _) in enumerate(names):
-        try:
-            answer = receivers[number % workers].recv()
-        except (EOFError, OSError):  # OSError within a message
-            answer = name, None, 1.0, [], "stopped while it was read; it may need more memory"
-            receivers[number % workers] = start_worker(names[number + workers :: workers], options)
-        if isinstance(answer, ModelError):
-            raise answer
-        yield answer
-
-
-def answer_all(options, network):
+def run(options):
     """Read every image, print each answer at once, and return the exit status."""
+    network = load_network(options.model)
     names = expand(options.images) if options.images else asked_for()
-    progress = Progress(len(names) if options.images else 1)
-    width = max((len(printable(name)) for name, _ in names), default=0) if options.images else 0
-    status, shown = 0, []
-    for answer in answers_of(names, network, options):
-        name, _, _, lines, error = answer
-        progress.clear()
+    total = len(names) if options.images else 1
+    width = max(len(printable(name)) for name in names) if options.images else 0
+    bar, status, drawn = progress_bar(total), 0, []
+    for answer in predict_files(names, network, options):
+        if bar:
+            bar.clear()
         if options.json:
-            print(as_json(name, lines, error, options.top), flush=True)
+            print(as_json(answer, options.top), flush=True)
         else:
-            print(as_text(name, lines, error, options.top, min(40, width)), flush=True)
-        progress.count()
-        status = 1 if error else status
-        if (options.plot or options.show) and len(shown) < PLOTTED:
-            shown.append(answer)
-    if progress.total > PLOTTED and (options.plot or options.show):
-        warn(f"the picture shows the first {PLOTTED} of {progress.total} images")
-    if options.plot and shown:
-        save_plot(options.plot, shown)
-    if options.show and shown:
-        show_plot(shown)
+            print(as_text(answer, options.top, min(40, width)), flush=True)
+        if bar:
+            bar.update()
+        status = 1 if answer.error else status
+        if (options.plot or options.show) and len(drawn) < PLOTTED:
+            drawn.append(answer)
+    if bar:
+        bar.close()
+    if total > PLOTTED and drawn:
+        warn(f"the picture shows the first {PLOTTED} of {total} images")
+    if options.plot and drawn:
+        save_plot(options.plot, drawn)
+    if options.show and drawn:
+        show_plot(drawn)
     return status
 
 
@@ -1822,9 +1786,10 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name may hold what the terminal has no letters for
             stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore")  # of libraries; what a user can mend is an error here
     options = parse_arguments(argv)
     try:
-        return answer_all(options, load_network(options.model))
+        return run(options)
     except ModelError as error:
         warn(f"{printable(options.model)}: {error}")
         return 2
