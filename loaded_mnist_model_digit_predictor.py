@@ -256,7 +256,7 @@ def image_source(path):
             source = sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b""
             size = len(source)
         else:
-            source, status = path, os.stat(path)
+            source, status = os.path.abspath(path), os.stat(path)
             if stat.S_ISDIR(status.st_mode):
                 os.listdir(path)  # raises if that is not allowed
                 raise ImageError("no image in this folder")
@@ -287,7 +287,7 @@ def decode(source):
     except TimeoutError:
         raise ImageError("takes too long to decode; save it anew, or smaller") from None
     except ChildProcessError:
-        raise ImageError("damaged; it cannot be decoded") from None
+        raise ImageError("damaged, or too large to decode") from None
 
 
 def decode_here(source):
@@ -324,7 +324,7 @@ def decode_here(source):
     except UnidentifiedImageError:
         raise ImageError("not an image in a format read here") from None
     except Exception:  # decoders fail in every way there is
-        raise ImageError("damaged; it cannot be decoded") from None
+        raise ImageError("damaged, or too large to decode") from None
 
 
 def reduce_upright(image):
@@ -333,6 +333,7 @@ def reduce_upright(image):
 
     longer = max(image.size)
     image.draft(None, (WORK_SIDE, WORK_SIDE))  # JPEG: decode at 1/2, 1/4 or 1/8 at once
+    image.load()
     deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     transparent = not deep and image.has_transparency_data
     mode = "F" if deep else "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"
@@ -949,10 +950,12 @@ def build_layer(kind, config, weights):
         gamma, beta, mean, variance = (weights[name] for name in names)
         scale = gamma / np.sqrt(np.maximum(variance, 0) + np.float32(config["epsilon"]))
         return lambda x: x * scale + (beta - mean * scale)
+    if kind in ("Dense", "Conv2D"):
+        kernel, outputs = weights["kernel"], config["units" if kind == "Dense" else "filters"]
+        bias = weights["bias"] if config["use_bias"] else np.zeros(outputs, np.float32)
+        if kernel.shape[-1] != outputs or bias.shape != (outputs,):
+            raise ValueError("not as many weights as it has outputs")
     if kind == "Dense":
-        kernel, bias = weights["kernel"], weights["bias"]
-        if kernel.shape[1:] != (config["units"],) or bias.shape != (config["units"],):
-            raise ValueError("not as many units as weights")
         return lambda x: activation(x @ kernel + bias)
     if kind not in ("Conv2D", "MaxPooling2D"):
         raise Unsupported
@@ -964,9 +967,8 @@ def build_layer(kind, config, weights):
         return lambda x: max_pool(x, config["pool_size"])
     if config["groups"] != 1 or {*config["strides"], *config["dilation_rate"]} != {1}:
         raise Unsupported
-    kernel, bias = weights["kernel"], weights["bias"]
-    if (*kernel.shape[:2], kernel.shape[3]) != (*config["kernel_size"], config["filters"]):
-        raise ValueError("not as many filters as weights")
+    if [*kernel.shape[:2]] != config["kernel_size"]:
+        raise ValueError("not the size of its weights")
     return lambda x: activation(convolve(x, kernel, bias))
 
 
@@ -1073,6 +1075,7 @@ def load_network(path):
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ModelError("it is not a file; give a Keras HDF5 file")
+        path = os.path.abspath(path)
         model = sandbox.call(read_model, path)
         if model:
             return build_network(*model)
@@ -1670,7 +1673,7 @@ def predict_in_pool(names, workers, *options):
                 yield Answer(left.pop(0), error=text)
             alone = not alone
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def predict_files(names, network, options):

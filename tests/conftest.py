@@ -70,4 +70,6 @@ def result_of(name):
     return result
 
 
-placed_digits, heavy, trained, small_runs, interrupted, killed = map(result_of, runs.LONG_RUNS)
+(placed_digits, heavy, keras_models, trained, small_runs, interrupted, killed) = map(
+    result_of, runs.LONG_RUNS
+)

@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import namedtuple
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from odd_images import HEAVY, encoded
+from odd_models import KERAS_MODELS, write_model
 from scenes import texts_of_placed_digits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -229,7 +229,7 @@ def save_on_full_disks_and_be_killed(folder, data):
     return failures, success, delay, process.returncode, models, old
 
 
-# --- The predictor, measured ----------------------------------------------------
+# --- The predictor ----------------------------------------------------------------
 
 
 @dataclass
@@ -239,101 +239,38 @@ class Run:
     status: int
     out: str
     err: str
-    seconds: float
+    seconds: float  # of processor time, on all cores
     megabytes: float
-
-
-# The predictor's modules take a third of a second to load. So that a hundred runs take seconds
-# nonetheless, this program loads them once and runs each command line in a child of its own.
-SERVER = """
-import json, os, resource, signal, sys, traceback
-import h5py
-import loaded_mnist_model_digit_predictor as predictor
-
-def run(folder, arguments):
-    os.chdir(folder)
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
-    signal.alarm(30)
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-    try:
-        status = predictor.main(arguments)
-        sys.stdout.flush()
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    os._exit(status)
-
-for line in sys.stdin:
-    folder, arguments = json.loads(line)
-    child = os.fork()
-    if not child:
-        run(folder, arguments)
-    _, status, used = os.wait4(child, 0)
-    print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime,
-                      used.ru_maxrss / 1024]), flush=True)
-"""
-
-
-@contextlib.contextmanager
-def predictor_server():
-    """Give a function that runs the predictor with some arguments, in a new folder in a folder."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-
-    def run(folder, *arguments):
-        folder = Path(tempfile.mkdtemp(dir=folder))
-        server.stdin.write(json.dumps([str(folder), list(map(os.fsdecode, arguments))]) + "\n")
-        server.stdin.flush()
-        status, seconds, megabytes = json.loads(server.stdout.readline())
-        out, err = ((folder / name).read_text() for name in ("out", "err"))
-        return Run(status, out, err, seconds, megabytes)
-
-    with server:
-        yield run
-        server.stdin.close()
-        assert server.wait(HANG) == 0
 
 
 # Linux counts the memory of whoever starts a program as the program's; this starter has little.
 STARTER = """
 import json, os, sys
-pid = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
 _, status, used = os.wait4(pid, 0)
-with open(sys.argv[1], "w") as file:
-    json.dump([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime,
-               used.ru_maxrss / 1024], file)
+sys.stderr.write(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime,
+                             used.ru_maxrss / 1024]))
 """
 
 
-def run_predictor(folder, *arguments, stdin=subprocess.DEVNULL, environment=(), prepare=None):
-    """Run the predictor with these arguments; fail if it hangs. What it takes goes to folder."""
-    used, out, err = (Path(folder) / f".{name}" for name in ("used", "out", "err"))
-    command = [sys.executable, "-I", "-S", "-c", STARTER, used]
-    command += [sys.executable, PREDICTOR, *arguments]
-    with open(out, "wb") as out_file, open(err, "wb") as err_file:
-        process = subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=out_file,
-            stderr=err_file,
-            env={**os.environ, **dict(environment)},
-            start_new_session=True,
-            preexec_fn=prepare,
-        )
-        try:
-            process.wait(HANG)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise AssertionError(f"hangs: {arguments}") from None
-    status, seconds, megabytes = json.loads(used.read_text())
-    return Run(status, out.read_text(), err.read_text(), seconds, megabytes)
+def command(*arguments, flags=()):
+    """Return the command line that runs the predictor."""
+    return [sys.executable, *flags, PREDICTOR, *arguments]
+
+
+def run_predictor(*arguments, flags=(), stdin=b"", prepare=None, **options):
+    """Run the predictor as a person would, to its end; stdin is bytes or a file."""
+    given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", STARTER, *command(*arguments, flags=flags)],
+        capture_output=True,
+        timeout=HANG,
+        preexec_fn=prepare,
+        **{**given, **options},
+    )
+    err, _, used = done.stderr.decode().rpartition("[")
+    status, seconds, megabytes = json.loads("[" + used)
+    return Run(status, done.stdout.decode(), err, seconds, megabytes)
 
 
 def read_heavy_images(folder):
@@ -341,12 +278,25 @@ def read_heavy_images(folder):
     good = folder / "good.png"
     good.write_bytes(encoded("PNG"))
     results = {}
-    with predictor_server() as run:
-        for name, make in HEAVY.items():
-            (folder / name).write_bytes(make())
-            results[name] = run(folder, "--json", folder / name, good)
-            (folder / name).unlink()
+    for name, make in HEAVY.items():
+        (folder / name).write_bytes(make())
+        results[name] = run_predictor("--json", folder / name, good)
+        (folder / name).unlink()
     return results
+
+
+def load_through_keras(folder):
+    """Return {name: the ModelError, or None} of models that only Keras can tell are bad."""
+    import loaded_mnist_model_digit_predictor as predictor
+
+    found = {}
+    for name in KERAS_MODELS:
+        path = write_model(name, folder)
+        try:
+            found[name] = predictor.load_network(str(path))
+        except predictor.ModelError as error:
+            found[name] = str(error)
+    return found
 
 
 # --- What runs beside the tests, in this order ------------------------------------
@@ -354,6 +304,7 @@ def read_heavy_images(folder):
 LONG_RUNS = {  # name of the fixture: (what to run in a new folder, the fixtures it takes besides)
     "placed_digits": (lambda folder: in_a_process(texts_of_placed_digits),),
     "heavy": (read_heavy_images,),
+    "keras_models": (functools.partial(in_a_process, load_through_keras),),
     "trained": (train_on_a_fresh_machine,),
     "small_runs": (functools.partial(in_a_process, train_twice), "small_npz"),
     "interrupted": (interrupt_a_training, "small_npz"),

@@ -1,0 +1,301 @@
+"""Tests of loaded_mnist_model_digit_predictor.py: images of one digit, and of none."""
+
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pytest
+import scipy.ndimage
+from odd_images import SIZE, clear_digit, picture_of
+from PIL import Image, ImageDraw, ImageFont
+from scenes import (
+    BLACK,
+    WHITE,
+    as_file,
+    drawn,
+    inked,
+    lines_in,
+    mnist,
+    network,
+    photographed,
+    placed,
+    ruled,
+    shadowed,
+    share_read,
+    some_digit,
+    text_in,
+    thickened,
+    thinned,
+)
+
+import loaded_mnist_model_digit_predictor as predictor
+
+# --- Digits in scenes ---------------------------------------------------------
+
+EACH = 30  # digits a scene, as many of each kind
+
+
+def dark_on_light(random, digit):
+    ink = placed(drawn(digit, random.integers(60, 140)), SIZE, random=random)
+    return photographed(inked((235, 233, 228), ink, (40, 40, 45)), random)
+
+
+def light_on_dark(random, digit):
+    ink = placed(drawn(digit, random.integers(60, 140)), SIZE, random=random)
+    return photographed(inked((38, 52, 44), ink, (225, 225, 220)), random)
+
+
+def pencil_on_gray(random, digit):
+    ink = placed(drawn(digit, 110), SIZE, random=random)
+    return photographed(inked((180, 178, 170), ink, (120, 120, 120)), random)
+
+
+def in_a_corner(random, digit):
+    ink = drawn(digit, 60)
+    room = np.array(SIZE) - ink.shape[::-1]
+    corner = [int(random.choice([0.04 * side, 0.96 * side])) for side in room]
+    return photographed(inked(WHITE, placed(ink, SIZE, corner)), random)
+
+
+def tiny(random, digit):
+    return photographed(inked(WHITE, placed(drawn(digit, 22), (400, 300), random=random)), random)
+
+
+def huge(random, digit):
+    ink = drawn(digit, 276)
+    return photographed(inked(WHITE, placed(ink, (ink.shape[1] + 30, 300), (12, 12))), random)
+
+
+def thin(random, digit):
+    ink = thinned(drawn(digit, random.integers(80, 160)))
+    return photographed(inked(WHITE, placed(ink, SIZE, random=random)), random)
+
+
+def thick(random, digit):
+    ink = thickened(drawn(digit, random.integers(80, 160)), 7)
+    return photographed(inked(WHITE, placed(ink, SIZE, random=random)), random)
+
+
+def soft_shadow(random, digit):
+    ink = placed(drawn(digit, 90), SIZE, random=random)
+    return photographed(shadowed(inked((235, 230, 220), ink, (45, 45, 60)), random, False), random)
+
+
+def hard_shadow(random, digit):
+    ink = placed(drawn(digit, 90), SIZE, random=random)
+    return photographed(shadowed(inked((235, 230, 220), ink, (45, 45, 60)), random, True), random)
+
+
+def on_rulings(random, digit):
+    ink = placed(drawn(digit, 100), SIZE, random=random)
+    return photographed(inked(ruled(SIZE, random, 40), ink, (35, 35, 80)), random)
+
+
+def on_a_grid(random, digit):
+    ink = placed(drawn(digit, 100), SIZE, random=random)
+    return photographed(inked(ruled(SIZE, random, 30, grid=True), ink, (35, 35, 80)), random)
+
+
+def coloured(random, digit):
+    pens = [(200, 40, 40), (30, 60, 190), (20, 130, 60), (230, 130, 30), (150, 190, 240)]
+    ink = placed(drawn(digit, 100), SIZE, random=random)
+    return photographed(inked(WHITE, ink, pens[random.integers(len(pens))]), random)
+
+
+def coloured_on_colour(random, digit):
+    ink = placed(drawn(digit, 100), SIZE, random=random)
+    pairs = [((250, 235, 120), (190, 30, 60)), ((30, 60, 120), (250, 220, 80))]
+    paper, colour = pairs[random.integers(2)]
+    return photographed(inked(paper, ink, colour), random)
+
+
+def specked(random, digit):
+    ink = placed(drawn(digit, 100), SIZE, random=random)
+    for x, y in random.integers(SIZE, size=(40, 2)):
+        ink[y : y + 2, x : x + 2] = 1
+    return photographed(inked(WHITE, ink), random)
+
+
+def on_a_desk(random, digit):
+    """A sheet of paper whose edges and the dark desk around it are in the picture."""
+    left, top = random.integers(8, 20, 2)
+    desk = np.full((240, 300, 3), (90, 65, 45), np.float32)
+    ink = placed(drawn(digit, 90), (260, 205), random=random)
+    desk[top : top + 205, left : left + 260] = inked((238, 236, 230), ink, (40, 40, 60))
+    return photographed(desk, random)
+
+
+def transparent(colour):
+    """Return a scene of a colour on nothing at all, as drawing programs save it."""
+
+    def scene(random, digit):
+        opacity = placed(drawn(digit, 100), SIZE, random=random) * 255
+        pixels = np.dstack([np.full((*opacity.shape, 3), colour), opacity])
+        return as_file(pixels.astype(np.uint8))
+
+    scene.__name__ = f"transparent, {colour}"
+    return scene
+
+
+SCENES = {  # and the share of digits to be read, at least
+    dark_on_light: 0.93,
+    light_on_dark: 0.93,
+    pencil_on_gray: 0.93,
+    in_a_corner: 0.93,
+    tiny: 0.93,
+    huge: 0.93,
+    thin: 0.93,
+    thick: 0.93,
+    soft_shadow: 0.93,
+    hard_shadow: 0.93,
+    on_rulings: 0.93,
+    on_a_grid: 0.93,
+    coloured: 0.93,
+    coloured_on_colour: 0.93,
+    specked: 0.93,
+    on_a_desk: 0.9,
+    transparent(BLACK): 0.93,
+    transparent(WHITE): 0.93,
+}
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+def test_digits_in_scenes_are_read(scene):
+    random = np.random.default_rng(list(SCENES).index(scene))
+    digits = [some_digit(random, label=number % 10) for number in range(EACH)]
+    share, wrong = share_read([(scene(random, digit), str(label)) for digit, label in digits])
+    assert share >= SCENES[scene], wrong
+
+
+@pytest.mark.parametrize("sides", [(0,), (1, 2), (0, 1, 2, 3)], ids=str)
+def test_outline_of_an_empty_canvas_is_no_digit(sides):
+    for width, height in ((320, 240), (240, 320), (120, 90)):
+        canvas = np.zeros((height, width), np.float32)
+        for side in sides:
+            np.rot90(canvas, side)[0] = 1
+        for paper, ink in ((WHITE, (150, 150, 150)), (WHITE, BLACK), (BLACK, (90, 90, 90))):
+            assert text_in(inked(paper, canvas, ink).astype(np.uint8)) == "", (width, paper, ink)
+
+
+def test_blank_paper_holds_no_digit():
+    random = np.random.default_rng(0)
+    blank = np.zeros(SIZE[::-1], np.float32)
+    for paper in (WHITE, BLACK, (120, 130, 90)):
+        assert lines_in(inked(paper, blank).astype(np.uint8)) == []
+    assert text_in(photographed(ruled(SIZE, random, 30), random)) == ""
+
+
+# --- What is no digit ----------------------------------------------------------
+
+LETTERS = "AEFHKMNRTWXYaehkmnrtwxπ&@#?%"  # none that somebody may write a digit like
+
+
+def font(name, size):
+    """Return one of the fonts that come with Matplotlib."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    return ImageFont.truetype(path, size)
+
+
+def letter(character, random):
+    """Return a letter of one of Matplotlib's fonts, drawn large on noisy paper."""
+    name = random.choice(["DejaVuSans", "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral"])
+    sheet, type_face = Image.new("L", (240, 240)), font(name, int(random.integers(90, 150)))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((120, 120), character, 255, type_face, anchor="mm", stroke_width=random.integers(3))
+    return photographed(inked(WHITE, np.asarray(sheet, np.float32) / 255), random)
+
+
+def scribble(random):
+    """Return a doodle: a pen that wanders about in six straight strokes."""
+    sheet = np.zeros((240, 240), np.uint8)
+    cv2.polylines(sheet, [random.integers(40, 200, (7, 2), np.int32)], False, 255, 6, cv2.LINE_AA)
+    return photographed(inked(WHITE, sheet / np.float32(255)), random)
+
+
+def stripes(random):
+    """Return a pattern of waves, such as a curtain or a fence makes."""
+    y, x = np.mgrid[:240, :240]
+    angle, length = random.uniform(0, np.pi), random.uniform(8, 40)
+    waves = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / length) / 2 + 0.5
+    return photographed(inked(WHITE, np.float32(waves)), random)
+
+
+def blank(random):
+    """Return a sheet of paper, lit from one side."""
+    return photographed(shadowed(np.full((240, 240, 3), 235.0), random, hard=False), random)
+
+
+NOT_DIGITS = {  # and the share that must be refused or marked as uncertain, at least
+    "letters": (0.7, lambda random: letter(random.choice(list(LETTERS)), random)),
+    "scribbles": (0.7, scribble),
+    "stripes": (0.9, stripes),
+    "blank sheets": (1.0, blank),
+}
+
+
+@pytest.mark.parametrize("name", NOT_DIGITS)
+def test_what_is_no_digit_is_not_taken_for_one(name):
+    least, draw = NOT_DIGITS[name]
+    random = np.random.default_rng(list(NOT_DIGITS).index(name))
+    answers = [lines_in(draw(random)) for _ in range(40)]
+    believed = [predictor.text_of(lines) for lines in answers if not all_uncertain(lines)]
+    assert len(believed) <= (1 - least) * len(answers), believed
+
+
+def test_digits_are_seldom_called_uncertain():
+    random = np.random.default_rng(5)
+    digits = [some_digit(random) for _ in range(200)]
+    inks = [
+        placed(drawn(d, random.integers(60, 160)), (240, 240), random=random) for d, _ in digits
+    ]
+    answers = [lines_in(photographed(inked(WHITE, ink), random)) for ink in inks]
+    pairs = zip(answers, digits, strict=True)
+    right = [lines for lines, (_, label) in pairs if predictor.text_of(lines) == str(label)]
+    assert len(right) >= 194
+    assert sum(map(all_uncertain, right)) <= 0.015 * len(right)
+
+
+def all_uncertain(lines):
+    """Tell whether every digit that was read carries the warning, as when there is none."""
+    return all(digit.uncertain for digit in predictor.digits_of(lines))
+
+
+@pytest.mark.parametrize(
+    "text, legs", [("A", True), ("H", True), ("n", True), ("4", False), ("8", False), ("7", False)]
+)
+def test_two_legs_are_no_digits(text, legs):
+    sheet = Image.new("L", (60, 60))
+    ImageDraw.Draw(sheet).text((10, 0), text, 255, font("DejaVuSans", 50))
+    glyph = np.asarray(sheet.crop(sheet.getbbox()).resize((20, 20)), np.float32) / 255
+    glyph = np.pad(glyph, 4)
+    assert predictor.on_two_legs(glyph, digit=4) == legs
+    assert not predictor.on_two_legs(glyph, digit=2)  # a looped 2 has two
+
+
+def test_few_mnist_digits_stand_on_two_legs():
+    images, labels = mnist()
+    glyphs = images / np.float32(255)
+    share = np.mean([predictor.on_two_legs(*pair) for pair in zip(glyphs, labels, strict=True)])
+    assert share < 0.006
+
+
+def test_probabilities_are_the_mean_over_views():
+    glyph = clear_digit(4) / np.float32(255)
+    views = predictor.views_of(glyph)
+    assert np.array_equal(views[0], glyph)
+    for degrees, view in zip(predictor.VIEWS, views, strict=True):
+        turned = scipy.ndimage.rotate(glyph, degrees, reshape=False, order=1)
+        assert np.abs(turned - view).mean() < 0.01, degrees
+    [[digit]] = lines_in(picture_of(4))
+    expected = network()(predictor.views_of(digit.glyph)).mean(axis=0)
+    assert digit.probabilities == pytest.approx(expected, abs=1e-6)
+
+
+def test_smallest_images_mostly_hold_one_digit_but_may_hold_two():
+    for index in (104, 456, 484):  # squashed 0s, which cut in two read as 17 or 13
+        assert text_in(as_file(mnist()[0][index])) == "0"
+    pair = np.concatenate([clear_digit(1)[:, 8:20], clear_digit(0)[:, 4:24]], axis=1)
+    pair = cv2.resize(pair, (28, 22), interpolation=cv2.INTER_AREA)
+    pair = cv2.copyMakeBorder(pair, 3, 3, 0, 0, cv2.BORDER_CONSTANT)
+    assert text_in(as_file(pair)) == "10"
