@@ -188,7 +188,7 @@ def wide_convolutions(file, folder):
         ("Conv2D", {"name": "narrow", "kernel_size": [1, 1], "filters": 1}),
     ]
     common = {"strides": [1, 1], "padding": "valid", "data_format": "channels_last"}
-    common |= {"dilation_rate": [1, 1], "groups": 1, "activation": "relu"}
+    common |= {"dilation_rate": [1, 1], "groups": 1, "activation": "relu", "use_bias": True}
     added(*((kind, {**settings, **common}) for kind, settings in layers), at=1)(file, folder)
     for name, shape in (("wide", (1, 1, 1, 65_000)), ("narrow", (1, 1, 65_000, 1))):
         file[f"model_weights/{name}/kernel"] = np.zeros(shape, "f4")
@@ -197,7 +197,7 @@ def wide_convolutions(file, folder):
 
 def shared_layers(file, folder):
     """Let 1,000 layers share the same weights, which would be read as often: 2.5 GB."""
-    settings = {"name": "again", "units": 784, "activation": "relu"}
+    settings = {"name": "again", "units": 784, "activation": "relu", "use_bias": True}
     added(("Flatten", {"name": "f"}), *[("Dense", settings)] * 1000, at=1)(file, folder)
     file["model_weights/again/kernel"] = np.zeros((784, 784), "f4")
     file["model_weights/again/bias"] = np.zeros(784, "f4")
@@ -411,10 +411,12 @@ KERAS_MODELS = {  # what only Keras, within its limits, can tell is bad
     "wide layers": wide_through_keras,
     "far padding": far_padding,
 }
+GOOD_MODEL = added(("Activation", {"name": "x", "activation": "linear"}))  # but for Keras alone
 ODD_MODELS = {
     **RAW_MODELS,
     **EDITED_MODELS,
     **{name: (make, ANY) for name, make in KERAS_MODELS.items()},
+    "good": (GOOD_MODEL, ANY),
 }
 
 

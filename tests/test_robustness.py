@@ -23,7 +23,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from odd_images import FOREIGN, HEAVY, REFUSED, encoded, seeds, small_images
-from odd_models import KERAS_MODELS, MODEL_BYTES, ODD_MODELS, datasets, write_model
+from odd_models import (
+    EDITED_MODELS,
+    KERAS_MODELS,
+    MODEL_BYTES,
+    ODD_MODELS,
+    RAW_MODELS,
+    datasets,
+    write_model,
+)
 from PIL import Image
 from runs import run_predictor
 from scenes import network
@@ -295,7 +303,7 @@ def test_closed_standard_input(arguments):
 # --- Models -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(ODD_MODELS) - set(KERAS_MODELS)))
+@pytest.mark.parametrize("name", [*RAW_MODELS, *EDITED_MODELS])
 def test_bad_models_are_refused(name, tmp_path, monkeypatch):
     """Nothing in the file is executed and no other file opened: that would hang."""
     _, pattern = ODD_MODELS[name]
@@ -311,6 +319,10 @@ def test_bad_models_are_refused(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", KERAS_MODELS)
 def test_bad_models_are_refused_by_keras(name, keras_models):
     assert keras_models[name] == "Keras cannot load it; train it again"
+
+
+def test_good_model_for_keras_gives_its_probabilities(keras_models):
+    assert keras_models["good"] <= 1e-5
 
 
 ODD_MODEL_PATHS = ["missing", "folder", "pipe", "/dev/zero", "\x1b[31m\n.h5", "\udcff.h5"]
