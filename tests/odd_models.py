@@ -17,7 +17,8 @@ def configured(change):
 
     def apply(file, folder):
         config = json.loads(file.attrs["model_config"])
-        file.attrs["model_config"] = json.dumps(change(config) or config)
+        changed = change(config)
+        file.attrs["model_config"] = json.dumps(config if changed is None else changed)
 
     return apply
 
@@ -39,10 +40,6 @@ def layer(kind, **settings):
         first["config"].update(settings)
 
     return configured(change)
-
-
-def layers_set(value):
-    return configured(lambda config: config["config"].update(layers=value))
 
 
 def added(*new, at=-1):
@@ -272,31 +269,13 @@ RAW_MODELS = {  # name: (bytes, or None for no file; the pattern of the answer)
 }
 EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern of the answer)
     "no description": (lambda file, _: file.attrs.__delitem__("model_config"), MISFIT),
-    "number for a description": (described(5), MISFIT),
     "numbers for a description": (described(np.arange(9)), MISFIT),
     "empty description": (described(""), MISFIT),
     "not JSON": (described("{'class_name': Sequential}"), MISFIT),
-    "half JSON": (described('{"class_name": "Sequential", "config'), MISFIT),
-    "null": (described("null"), MISFIT),
-    "list": (described("[]"), MISFIT),
-    "nested lists": (described("[" * 100_000), ANY),
     "nested objects": (described('{"config":' * 100_000 + "1" + "}" * 100_000), ANY),
     "long description": (attribute_of(20_000), DAMAGED),
     "huge description": (described('{"x": "' + "y" * 30_000_000 + '"}'), MISFIT),
-    "huge number": (layer("Dense", units=10**4000), MISFIT),
-    "config null": (configured(lambda config: config.update(config=None)), MISFIT),
-    "config missing": (configured(lambda config: config.pop("config") and None), MISFIT),
-    "layers null": (layers_set(None), MISFIT),
-    "layers a number": (layers_set(7), MISFIT),
-    "layers an object": (layers_set({"class_name": "Dense"}), MISFIT),
-    "layers a string": (layers_set("Dense"), MISFIT),
-    "layers empty": (layers_set([]), ANY),
-    "layers of numbers": (layers_set([1, 2]), MISFIT),
-    "layers of lists": (layers_set([[]]), MISFIT),
-    "layer without settings": (layers_set([{"class_name": "Dense"}]), MISFIT),
-    "settings of a layer null": (layers_set([{"class_name": "Dense", "config": None}]), MISFIT),
-    "class of a layer a list": (layers_set([{"class_name": [], "config": {}}]), MISFIT),
-    "model class null": (another_class(None), ANY),
+    "layers empty": (configured(lambda config: config["config"].update(layers=[])), ANY),
     "model class unknown": (another_class("Evil"), ANY),
     "model class Lambda": (another_class("Lambda", executing()), ANY),
     "model class wraps Lambda": (
@@ -326,9 +305,6 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
         UNSAFE,
     ),
     "input of another shape": (layer("InputLayer", batch_shape=[None, 32, 32, 1]), NOT_DIGITS),
-    "input in colour": (layer("InputLayer", batch_shape=[None, 28, 28, 3]), NOT_DIGITS),
-    "input of text": (layer("InputLayer", batch_shape="28x28"), ANY),
-    "input null": (layer("InputLayer", batch_shape=None), ANY),
     "no softmax": (
         configured(lambda c: c["config"]["layers"][-1]["config"].update(activation="linear")),
         "probabilities",
@@ -339,43 +315,13 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     ),
     "a billion units": (layer("Dense", units=10**9), MISFIT),
     "many units": (layer("Dense", units=60_000), MISFIT),
-    "minus one unit": (layer("Dense", units=-1), ANY),
-    "no unit": (layer("Dense", units=0), ANY),
-    "units a string": (layer("Dense", units="256"), ANY),
-    "units a list": (layer("Dense", units=[256]), ANY),
-    "units null": (layer("Dense", units=None), ANY),
-    "units infinite": (layer("Dense", units=float("inf")), ANY),
-    "units not a number": (layer("Dense", units=float("nan")), ANY),
-    "activation a list": (layer("Dense", activation=[]), ANY),
-    "name null": (layer("Dense", name=None), ANY),
-    "name a list": (layer("Dense", name=[]), ANY),
     "same name twice": (layer("Dense", name="conv2d"), ANY),
-    "epsilon a string": (layer("BatchNormalization", epsilon="x"), ANY),
     "epsilon not a number": (layer("BatchNormalization", epsilon=float("nan")), ANY),
-    "epsilon far below zero": (layer("BatchNormalization", epsilon=-1e9), ANY),
-    "kernel size zero": (layer("Conv2D", kernel_size=[0, 0]), ANY),
-    "kernel size negative": (layer("Conv2D", kernel_size=[-3, -3]), ANY),
-    "kernel size a string": (layer("Conv2D", kernel_size="33"), ANY),
-    "kernel size of three": (layer("Conv2D", kernel_size=[3, 3, 3]), ANY),
-    "kernel size null": (layer("Conv2D", kernel_size=None), ANY),
-    "kernel size of booleans": (layer("Conv2D", kernel_size=[True, False]), ANY),
-    "pool size zero": (layer("MaxPooling2D", pool_size=[0, 0], strides=[0, 0]), ANY),
-    "pool size negative": (layer("MaxPooling2D", pool_size=[-2, -2], strides=[-2, -2]), ANY),
-    "pool size of fractions": (layer("MaxPooling2D", pool_size=[2.5, 2], strides=[2.5, 2]), ANY),
-    "pool size a string": (layer("MaxPooling2D", pool_size="22", strides="22"), ANY),
-    "pool size of one": (layer("MaxPooling2D", pool_size=[2], strides=[2]), ANY),
-    "pool size null": (layer("MaxPooling2D", pool_size=None, strides=None), ANY),
-    "pool size beyond the image": (
-        layer("MaxPooling2D", pool_size=[99, 99], strides=[99, 99]),
-        ANY,
-    ),
     "not a number among weights": (filled(np.nan), "not finite"),
     "infinite weight": (filled(np.inf), "not finite"),
     "weights turned": (weights(lambda values: values.T.copy()), MISFIT),
     "weights of text": (weights(lambda values: np.full(values.shape, b"x")), ANY),
-    "weights of fewer": (weights(lambda values: values[:-1]), MISFIT),
     "weights missing": (replaced(lambda *_: None), MISFIT),
-    "weights of a layer missing": (lambda file, _: file.__delitem__("model_weights/dense"), MISFIT),
     "all weights missing": (lambda file, _: file.__delitem__("model_weights"), MISFIT),
     "10^12 weights": (claimed((10**6, 10**6)), HUGE),
     "10^18 weights": (claimed((10**9, 10**9), chunks=(1000, 1000)), HUGE),
@@ -389,12 +335,7 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
         group_linked_to(lambda folder: h5py.ExternalLink(str(outside(folder)), "/")),
         ELSEWHERE,
     ),
-    "external link to itself": (
-        group_linked_to(lambda folder: h5py.ExternalLink("model.h5", "/model_weights")),
-        ELSEWHERE,
-    ),
     "soft link": (group_linked_to(lambda _: h5py.SoftLink("/model_weights/dense_1")), ELSEWHERE),
-    "soft link nowhere": (group_linked_to(lambda _: h5py.SoftLink("/nowhere")), ELSEWHERE),
     "virtual weights": (replaced(virtual), ELSEWHERE),
     "externally stored weights": (replaced(external), ELSEWHERE),
     "nested groups": (nested_groups, ANY),
@@ -420,9 +361,34 @@ ODD_MODELS = {
 }
 
 
-def write_model(name, folder):
-    """Write the model of that name to folder and return its path."""
-    make, _ = ODD_MODELS[name]
+ODD_VALUES = (
+    *(None, "x", "", [], [1, 2], [[]], {}, {"class_name": []}, True, 0, -1, 2.5, 28),
+    *(10**9, 10**4000, float("inf"), float("nan")),
+)
+
+
+def places_in(item):
+    """Return [(container, key)] of everything in a model's description."""
+    pairs = {dict: dict.items, list: enumerate}.get(type(item), lambda _: ())(item)
+    return [place for key, value in pairs for place in [(item, key), *places_in(value)]]
+
+
+def with_odd_value(number, value):
+    """Return a function that puts a value into the description's place of that number."""
+
+    def change(config):
+        places = [(None, None), *places_in(config)]
+        container, key = places[number % len(places)]
+        if container is None:
+            return value
+        container[key] = value
+
+    return configured(change)
+
+
+def write_model(make, folder):
+    """Write a model to folder and return its path; make is its name in ODD_MODELS, or a change."""
+    make = ODD_MODELS[make][0] if isinstance(make, str) else make
     path = folder / "model.h5"
     if make is not None:
         path.write_bytes(make if isinstance(make, bytes) else MODEL_BYTES)

@@ -28,8 +28,10 @@ from odd_models import (
     KERAS_MODELS,
     MODEL_BYTES,
     ODD_MODELS,
+    ODD_VALUES,
     RAW_MODELS,
     datasets,
+    with_odd_value,
     write_model,
 )
 from PIL import Image
@@ -325,6 +327,31 @@ def test_good_model_for_keras_gives_its_probabilities(keras_models):
     assert keras_models["good"] <= 1e-5
 
 
+def assert_network_or_error(path):
+    """Assert that a model gives probabilities or a ModelError; return which."""
+    try:
+        answer = predictor.load_network(str(path))(np.zeros((1, 28, 28), np.float32))
+    except predictor.ModelError as error:
+        assert_plain(str(error))
+        return "error"
+    assert np.isfinite(answer).all() and answer.shape[1] == 10
+    return "network"
+
+
+@pytest.fixture
+def without_keras(monkeypatch):
+    """Let whatever is left to Keras, which takes seconds, give the same probabilities."""
+    monkeypatch.setattr(predictor.keras_sandbox, "call", lambda *_: np.full((16, 10), 0.1))
+
+
+def test_any_value_anywhere_in_the_description(tmp_path, without_keras):
+    dice, found = random.Random(0), []
+    for value in ODD_VALUES * 10:
+        path = write_model(with_odd_value(dice.randrange(10_000), value), tmp_path)
+        found.append(assert_network_or_error(path))
+    assert 50 < found.count("error") < len(found)
+
+
 ODD_MODEL_PATHS = ["missing", "folder", "pipe", "/dev/zero", "\x1b[31m\n.h5", "\udcff.h5"]
 
 
@@ -507,18 +534,10 @@ def mutated_model(seed):
     return bytes(data)
 
 
-def test_mutated_models_give_a_network_or_the_error(tmp_path, monkeypatch):
-    """A sample of what a fuzzer has tried; those for Keras are not, since it takes seconds."""
-    monkeypatch.setattr(predictor.keras_sandbox, "call", lambda *_: np.full((16, 10), 0.1))
-    path, found = tmp_path / "model.h5", []
+def test_mutated_models_give_a_network_or_the_error(tmp_path, without_keras):
+    """A sample of what a fuzzer has tried."""
+    path, found = tmp_path / "model.h5", set()
     for seed in range(100):
         path.write_bytes(mutated_model(seed))
-        try:
-            answer = predictor.load_network(str(path))(np.zeros((1, 28, 28), np.float32))
-        except predictor.ModelError as error:
-            assert_plain(str(error))
-            found.append("error")
-        else:
-            assert np.isfinite(answer).all()
-            found.append("network")
-    assert {"network", "error"} == set(found)
+        found.add(assert_network_or_error(path))
+    assert found == {"network", "error"}
