@@ -55,7 +55,6 @@ SHIFT = 2.0  # pixels either way
 SCALE = 0.1  # share larger or smaller, each axis by itself
 SHEAR = 0.1  # pixels sideways per pixel of height
 PEN_STROKES = 0.12  # share of 1s and 7s given the strokes Europeans write
-STROKE_WIDTH = 0.3  # share of the way to a pen 2 pixels wider, or 1 narrower
 
 # Outlier exposure: what is no digit, drawn before the training starts.
 OUTLIERS = 16  # added to each batch
@@ -67,6 +66,10 @@ FONTS = (  # of Matplotlib's
     "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSerif DejaVuSerif-Italic "
     "DejaVuSansMono STIXGeneral STIXGeneralBol STIXGeneralItalic"
 ).split()
+LOOK_ALIKES = (  # of digits, and their Greek and Cyrillic twins
+    "OoQDIl|iSsZzBbGgq"
+    "\u041e\u043e\u0406\u0456\u0417\u0437\u039f\u03bf\u0399\u03b9\u0398\u03b8\u03c3\u0405\u0455\u042c\u044c\u0431"
+)
 
 CALIBRATION_BINS = 15  # equal bins of confidence, as in Guo et al., 2017
 
@@ -409,12 +412,11 @@ def split_data(images, labels, share, seed):
 def training_batches(images, labels, outliers, batch_size, seed):
     """Return an endless tf.data pipeline of (images, targets, weights in the loss).
 
-    Images come out float32 of shape (batch, 28, 28, 1) in [0, 1], in a new order
-    in every epoch; targets are one-hot labels. With outliers, which is what
-    outlier_bank returns, all are newly distorted in every epoch, and OUTLIERS of
-    them follow each batch's digits, with targets and a weight of their own. Every
-    random number is a function of seed and the batch's number, so threads cannot
-    change a result.
+    Images come out float32 of shape (batch, 28, 28, 1) in [0, 1], in a new order in
+    every epoch; targets are one-hot labels. With outliers, as outlier_bank returns
+    them, OUTLIERS of them with a weight of their own follow each batch's digits, and
+    all are newly distorted. Every random number is a function of seed and the batch's
+    number, so threads cannot change a result.
     """
     import tensorflow as tf
 
@@ -423,11 +425,11 @@ def training_batches(images, labels, outliers, batch_size, seed):
         images, targets = tf.cast(batch[0], tf.float32) / 255, tf.one_hot(batch[1], 10)
         weights = tf.ones(tf.shape(batch[1]))
         if outliers is not None:
-            seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), number]), 3)
+            seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), number]))
             which = tf.random.stateless_uniform([OUTLIERS], seeds[0], 0, len(outliers[0]), tf.int32)
             others, other_targets = (tf.gather(part, which) for part in outliers)
             images = tf.concat([images, tf.cast(others, tf.float32) / 255], 0)
-            images = random_stroke_width(random_affine(images, seeds[1]), seeds[2])
+            images = random_affine(images, seeds[1])
             targets = tf.concat([targets, other_targets], 0)
             weights = tf.concat([weights, tf.fill([OUTLIERS], OUTLIER_WEIGHT)], 0)
         return images[..., None], targets, weights
@@ -448,31 +450,30 @@ def add_pen_strokes(images, labels, seed):
     from PIL import Image, ImageDraw
 
     images, random = images.copy(), np.random.default_rng(seed)
-    shares = (images.max(axis=(1, 2)) > 100) * np.choose(
-        labels, [PEN_STROKES / 3, PEN_STROKES, *[0] * 5, PEN_STROKES, 0, 0]
-    )
-    for index in np.flatnonzero(random.random(len(images)) < shares):
-        ink = images[index] > 100
-        rows, uniform = np.flatnonzero(ink.any(axis=1)), random.uniform
-        top, middle, bottom = rows[0], round(rows.mean() + uniform(-2, 2)), rows[-1]
+    share = np.array([PEN_STROKES / 3, PEN_STROKES, 0, 0, 0, 0, 0, PEN_STROKES, 0, 0])[labels]
+    chosen = (images.max(axis=(1, 2)) > 100) & (random.random(len(images)) < share)
+    for index in np.flatnonzero(chosen):
+        ink, label, uniform = images[index] > 100, labels[index], random.uniform
+        rows = np.flatnonzero(ink.any(axis=1))
+        top, middle, bottom = rows[0], round(uniform(*np.quantile(rows, (0.4, 0.6)))), rows[-1]
         # The centre of the ink at a row; a row that a stroke leaves out counts as the image's.
         x_top, x, x_bottom = (
             np.flatnonzero(ink[row] if ink[row].any() else ink.any(axis=0)).mean()
             for row in (top, middle, bottom)
         )
-        if labels[index] == 1:
+        width = ink.sum() / len(rows) * uniform(0.7, 1.1) if label == 1 else uniform(1.5, 3)
+        if label == 1:
             lean = math.atan2(x_bottom - x_top, bottom - top) - uniform(0.45, 1.0)
             length, kind = len(rows) * uniform(0.15, 0.75), random.random()
             up = (x_top, top + 1, x_top + math.sin(lean) * length, top + math.cos(lean) * length)
             foot = (x_bottom - uniform(2, 7), bottom, x_bottom + uniform(2, 7), bottom)
             lines = [up] * (kind < 0.85) + [foot] * (kind > 0.45)
-        elif labels[index] == 7:
+        elif label == 7:
             left, right, slope = uniform(2.5, 6), uniform(2.5, 6), uniform(-0.35, 0.25)
             lines = [(x - left, middle - left * slope, x + right, middle + right * slope)]
         else:
             x, y = 5 * uniform(0.5, 1), 6 * uniform(0.5, 1)
             lines = [(13.5 - x, 13.5 + y, 13.5 + x, 13.5 - y)]
-        width = ink.sum() / len(rows) * uniform(0.7, 1.1) if labels[index] == 1 else uniform(1.5, 3)
         large = Image.new("L", (112, 112))  # four times the size, to be anti-aliased
         for line in lines:
             ImageDraw.Draw(large).line([4 * v + 2 for v in line], 255, round(4 * width))
@@ -506,22 +507,6 @@ def random_affine(images, seed):
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )[..., 0]
-
-
-def random_stroke_width(images, seed):
-    """Make each image's strokes a little wider or narrower, as if written with another pen.
-
-    It is blended with its dilation or, half as far, its erosion. images are float32
-    of shape (batch, 28, 28) in [0, 1], and so is the result; seed is two integers.
-    """
-    import tensorflow as tf
-
-    share = tf.random.stateless_uniform(
-        [tf.shape(images)[0], 1, 1], seed, -STROKE_WIDTH, STROKE_WIDTH
-    )
-    wider = tf.nn.max_pool2d(images[..., None], 3, 1, "SAME")[..., 0]
-    narrower = (images - tf.nn.max_pool2d(-images[..., None], 3, 1, "SAME")[..., 0]) / 2
-    return images + tf.abs(share) * (tf.where(share > 0, wider, narrower) - images)
 
 
 # --- Outliers --------------------------------------------------------------
@@ -588,7 +573,8 @@ def load_fonts():
 
     def is_outlier(character):  # a letter or symbol, also without its circle, accents or style
         both = character + unicodedata.normalize("NFKD", character)
-        return {unicodedata.category(part)[0] for part in both} <= set("LMPS")
+        letter = {unicodedata.category(part)[0] for part in both} <= set("LMPS")
+        return letter and both[1] not in LOOK_ALIKES
 
     fonts = []
     for name in FONTS:
@@ -649,15 +635,28 @@ def draw_framed(draw, random, images, labels):
             draw.line((x + tilt, 0, x - tilt, CANVAS), 255, width)
 
 
-def draw_doodle(draw, random, images, labels):
-    """Draw a bent stroke, an outline or a filled shape; half of them run out of the frame."""
-    low, high = random.choice([(0, CANVAS), (-0.75 * CANVAS, 1.75 * CANVAS)])
-    points = random.uniform(low, high, (random.integers(3, 8), 2)).ravel().tolist()
-    kind = random.integers(3)
-    if kind == 0:
+def draw_strokes(draw, random, images, labels):
+    """Draw a doodle of one stroke, or two or three that run out of the frame."""
+    count = random.integers(1, 4)
+    for _ in range(count):
+        if count == 1:
+            points = random.uniform(0, CANVAS, (random.integers(4, 8), 2))
+        else:
+            points = random.uniform(-0.75 * CANVAS, 1.75 * CANVAS, (random.integers(2, 4), 2))
+        draw.line(points.ravel().tolist(), 255, int(random.integers(4, 16)), "curve")
+
+
+def draw_shape(draw, random, images, labels):
+    """Draw a polygon, regular or not, filled or as an outline."""
+    corners, start = random.integers(3, 7), random.uniform(0, 2 * math.pi)
+    angles = start + np.arange(corners) * 2 * math.pi / corners
+    radii = random.uniform(random.choice([0.3, 1.0]), 1.0, corners)
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
+    points = (CANVAS * (0.5 + 0.45 * random.uniform(0.5, 1, 2) * points)).ravel().tolist()
+    if random.random() < 0.4:
         draw.polygon(points, 255)
     else:
-        draw.line(points + points[: 4 * (kind == 1)], 255, int(random.integers(4, 16)), "curve")
+        draw.line([*points, *points[:4]], 255, int(random.integers(4, 12)), "curve")
 
 
 OUTLIER_KINDS = {  # and how many of twenty
@@ -665,7 +664,8 @@ OUTLIER_KINDS = {  # and how many of twenty
     draw_pair: 5,
     draw_half: 2,
     draw_framed: 3,
-    draw_doodle: 4,
+    draw_strokes: 2,
+    draw_shape: 2,
 }
 
 
@@ -943,10 +943,9 @@ def run(options):
         "history": history,
         "parameters": model.count_params(),
         "data": data,
-        "python": sys.version.split()[0],
         "images": {"training": len(split[0]), "validation": len(split[2]), "test": len(x_test)},
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"python": sys.version.split()[0], **{n: version(n) for n in PACKAGES}},
         "seconds": time.perf_counter() - start,
     }
     result = {**metrics, "images": x_test, "labels": y_test, "probabilities": probabilities}
