@@ -315,21 +315,17 @@ def check_arrays(arrays):
     """Raise UsageError unless arrays, a dict by name, are in the Keras layout."""
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if images.dtype != np.uint8:
-            raise UsageError(f"x_{part} holds {images.dtype}, not uint8")
-        if labels.dtype.kind not in "iu":
-            raise UsageError(f"y_{part} holds {labels.dtype}, not integers")
-        if images.shape[1:] != (28, 28) or not len(images):
-            raise UsageError(f"x_{part} has the shape {images.shape}, not (count, 28, 28)")
-        if labels.shape != images.shape[:1]:
-            raise UsageError(f"y_{part} has the shape {labels.shape}, not {images.shape[:1]}")
+        good = images.dtype == np.uint8 and images.shape[1:] == (28, 28) and len(images)
+        if not good or labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            found = f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
+            wanted = "uint8 (count, 28, 28) and integers (count,)"
+            raise UsageError(f"x_{part} and y_{part} are {found}, not {wanted}")
         if labels.min() < 0 or labels.max() > 9:
             raise UsageError("its labels are not all from 0 to 9")
         if (brightest := int(np.median(images.max(axis=(1, 2))))) < 128:
             raise UsageError(f"its pixels end at {brightest}, not at 255")
-    for digit in range(10):
-        if digit not in arrays["y_train"]:
-            raise UsageError(f"no training image is labelled {digit}")
+    if missing := set(range(10)) - set(arrays["y_train"].tolist()):
+        raise UsageError(f"no training image is labelled {min(missing)}")
 
 
 def find_keras_mnist():
