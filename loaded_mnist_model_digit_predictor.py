@@ -171,7 +171,7 @@ class Sandbox:
             self.calls.flush()
             answer = pickle.load(self.answers)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            ended = self.end()
+            ended = self.end(kill=False)  # it ends by itself, and the signal tells why
             if ended in (-signal.SIGPROF, -signal.SIGALRM):
                 raise TimeoutError from None
             raise ChildProcessError from None
@@ -205,7 +205,8 @@ class Sandbox:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prints
         for name in (signal.SIGPROF, signal.SIGALRM):
             signal.signal(name, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for what libraries in C print there
+        for stream in (1, 2):  # what libraries in C print is not for the user
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         limit_memory(self.memory)
         while True:
             function, arguments = pickle.load(calls)
@@ -228,9 +229,10 @@ class Sandbox:
         if Sandbox.inside:
             signal.setitimer(signal.ITIMER_PROF, seconds)
 
-    def end(self):
-        """End the child and return its exit code."""
-        os.kill(self.pid, signal.SIGKILL)  # in vain where it has ended already
+    def end(self, kill=True):
+        """Wait for the child, killed or not, and return its exit code."""
+        if kill:
+            os.kill(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         self.pid = None
         with contextlib.suppress(BrokenPipeError):
@@ -338,7 +340,9 @@ def reduce_upright(image):
     transparent = not deep and image.has_transparency_data
     mode = "F" if deep else "RGBA" if transparent else "L" if image.mode in ("1", "L") else "RGB"
     if image.mode != mode:
-        image = image.convert(mode)
+        converted = image.convert(mode)
+        image.close()  # whoever opened it would keep its pixels, which may be 100 MB
+        image = converted
     image.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     scale = longer / max(image.size)
     with contextlib.suppress(Exception):  # absurd EXIF is no reason to lose the picture
