@@ -780,8 +780,11 @@ def draw_training_curves(figure, result):
         low, high = min(seen) - margin, max(seen) + margin
         axes.set_ylim(low, high)
         if not low <= first <= high:
-            text = f"{'↓' if first < low else '↑'}{axes.yaxis.get_major_formatter()(first)}"
-            axes.annotate(text, (1, np.clip(first, low, high)), color="tab:blue", size=8)
+            arrow, edge, side = ("↓", low, "bottom") if first < low else ("↑", high, "top")
+            text = f"{arrow}{axes.yaxis.get_major_formatter()(first)}"
+            box = {"facecolor": "white", "linewidth": 0, "pad": 1}
+            style = {"color": "tab:blue", "size": 8, "ha": "center", "va": side, "bbox": box}
+            axes.text(1, edge, text, zorder=2.2, **style)  # over the curves, under the frame
     figure.suptitle(summarize(result))
 
 
