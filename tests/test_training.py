@@ -23,6 +23,7 @@ from collections import namedtuple
 from http.client import BadStatusLine
 from importlib.metadata import version
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -185,8 +186,9 @@ def test_embedded_test_digits_are_a_stratified_fifth_that_training_never_sees(ml
 
 
 def distort(images, seed):
-    """Return uint8 images as training sees them."""
-    return script.random_affine(images.astype("float32") / 255, [seed, 2]).numpy()
+    """Return uint8 images as training sees them: moved, and with another pen."""
+    moved = script.random_affine(images.astype("float32") / 255, [seed, 2])
+    return script.random_stroke_width(moved, [seed, 3]).numpy()
 
 
 def test_augmentation_keeps_shape_and_range_and_changes_every_image(some_digits):
@@ -244,6 +246,18 @@ def test_affine_moves_a_dot_as_far_as_its_limits_allow(limit, size, moved, monke
     axis, mass = np.arange(28) - 13.5, dots.sum(axis=(1, 2))
     x, y = (dots.sum(axis=1) @ axis / mass, dots.sum(axis=2) @ axis / mass)
     assert [x.min(), x.max(), y.min(), y.max()] == pytest.approx(moved, abs=0.35)
+
+
+def test_other_pens_change_the_ink_and_little_else(some_digits):
+    images = some_digits[0].astype("float32") / 255
+    drawn = script.random_stroke_width(images, [0, 5]).numpy()
+    assert drawn.dtype == np.float32 and drawn.shape == images.shape
+    assert 0 <= drawn.min() < drawn.max() <= 1
+    ratio = drawn.sum(axis=(1, 2)) / images.sum(axis=(1, 2))
+    assert 0.8 < ratio.min() < 0.95 and 1.1 < ratio.max() < 1.5
+    assert 0.4 < (ratio > 1).mean() < 0.6
+    near = np.stack([cv2.dilate(image, np.ones((3, 3))) for image in images]) > 0
+    assert (drawn[~near] == 0).all()  # where there is no ink within one pixel
 
 
 def epochs_of(batches, images, batch_size, count):
