@@ -1043,6 +1043,7 @@ def test_ctrl_c_while_training_leaves_the_old_files(interrupted):
 
 KILLED_WRITER = """
 import itertools, os, random, signal, sys, time
+from pathlib import Path
 root, folder, moments, size = sys.argv[1:]
 sys.path.insert(0, root)
 import mnist_cnn_with_dropout as script
