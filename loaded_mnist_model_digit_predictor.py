@@ -56,56 +56,56 @@ FORMATS = {  # Pillow's name: what such files are called in a folder
 }
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
-LARGE = 50  # and that is the end of it if their digits are so many of those pixels tall
-SMALL_SIDE = 256  # pixels; smaller images are enlarged, since shapes are cut out in whole pixels
+LARGE = 50  # and that is the end of it if their digits are so many of those pixels long
+SMALL_SIDE = 256  # pixels; smaller images are enlarged, since regions end at whole pixels
 
-# Ink and paper
-PAPER_SIDE = 160  # pixels; the paper's brightness is estimated at this size
-PEN_LIMIT = 27  # of those pixels; anything dark that is wider is a shadow, not a stroke
+# From pixels to ink
+BACKGROUND_SIDE = 160  # pixels; the background is estimated at this size
+PEN_LIMIT = 27  # of those pixels; what is wider is a shadow or a desk, not a stroke
 FLAT = 5  # grey levels; a background this even, as in drawings, needs no estimate
-NOISE_FACTOR = 5.0  # ink stands out by so many standard deviations of the paper's noise
-FAINTEST = 0.25  # of the strongest ink's contrast: fainter marks are not ink
-NEARBY = 0.45  # of the strongest contrast within an eighth of the image, likewise
+RULING = 0.25  # of the longer side: straight ink of that length is a ruling,
+RULING_SLOPE = 6  # degrees from the level or the upright, at most
 
-SPECK = 0.012  # of the longer side: the size of marks that are dropped at once
-EDGE = 0.05  # of the shorter side: ink no further from the image's edges is none of a digit's
-MAX_PARTS = 400  # the largest ones; a page of digits has 200, a photo of gravel any number
+# From ink to regions
+LEVELS = (0.1, 0.2, 0.35, 0.55)  # of the strongest ink: where the component tree is cut
+NOISE_FACTOR = 5.0  # standard deviations of the noise that ink stands out by
+SPECK = 0.008  # of the longer side; shorter regions are left out
+MAX_REGIONS = 300  # a level, the largest; a page of digits has 200, a photo of gravel any number
 
-# Between one way to cut a line into digits and another the network's confidence
-# decides. These are costs to its logarithm, fitted on the development images.
-DIGIT_COST = 0.3  # of each digit read, so that a tie goes to fewer of them
-CUT_COST = (0.35, 1.2)  # of cutting through ink at all, and through ink as tall as the digit
-JOIN_COST = 0.25  # of joining two separate pieces,
-GAP_COST = 2.0  # and more for a gap between them as wide as the digit is tall
-ONE_DIGIT_PARTS = 12  # with more parts than that, an image is not asked whether it is one digit
-ONE_DIGIT_COST = 0.1  # what the logarithm of the whole's confidence may be lower by
-SMALLEST = 28  # pixels; so small an image is one digit, if that is as sure as several are
-SCRAP = 0.5  # of the surest line's confidence: a line under it is no number
-STACKED = 1.4  # a taller whole, by its width, may as well be two numbers one above the other
-SHAPE_COST = 1.0  # of being much lower, taller or wider than the line's digits
-LEGS_COST = 0.7  # of standing on two legs, as an A, an H or two digits in one do
-LEGS_SHARE = 0.25  # of the height, from below: what those legs reach through
-
-SEAM_ROWS = 64  # rows at which ways between touching digits are looked for
-DRIFT = 0.15  # of a row's ink: what a step aside costs such a way
-
-# From ink to the network's 28x28, made like MNIST's (LeCun et al., 1998)
+# From regions to the network's 28x28, made like MNIST's (LeCun et al., 1998)
 GLYPH_SIDE = 80  # pixels, the longer side at which stroke width is set, 4 to one of MNIST's
 PEN_WIDTHS = (8.0, 17.0)  # of those pixels; thinner and thicker pens are brought to these
-
-# What is read is looked at once more, turned by so many degrees: where these views disagree,
-# the reading is less sure.
-VIEWS = (0, 8, -8)
-
-# The lattice, the network and the answer
-MAX_PIECES = 14  # a digit is made of at most so many pieces of a cut-up part,
-WIDEST = 1.1  # of its height wide
-# A reading is marked as uncertain below these, fitted on the development images.
-CERTAIN = 0.68  # confidence in one digit
-CERTAIN_NUMBER = 0.87  # mean confidence in the digits of a number, less their costs
-EXPLAINED = 0.5  # share of the ink that was read
-DOUBTFUL = 0.6  # mean confidence under which the other polarity of ink is tried, too
+VIEWS = (0, 8, -8)  # degrees by which what is read is turned for test-time augmentation
 BATCH = 16  # glyphs evaluated at once; what is made of more does not fit a core's cache
+
+# The score: a region read as a digit explains so much of its mass, the contrast it holds:
+# confidence**GAMMA * exp(-costs) - CHANCE. Fitted on the development images, as all below is.
+GAMMA = 3.0
+CHANCE = 0.03
+SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
+BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
+THIN_COST = 1.0  # of a pen thinner than a thirtieth of the length, each power of e
+CUT_COST = (0.35, 1.2)  # of cutting through ink at all, and through ink as tall as the digit
+JOIN_COST = 0.15  # of joining regions in one digit
+SPLIT = 0.25  # of the gain of several digits in one region, which one digit would explain
+
+# The search
+HEAVY = 40  # regions that the network sees first; the others only if they are like its digits
+PIECE = 0.18  # of the height: the width of the pieces into which a region is cut
+MAX_PIECES = 8  # of them in one digit
+MAX_PAIRS = 24  # of regions tried as one digit
+KEEP = 0.35  # confidence, less what is odd beside the other digits, of a digit that is kept
+LINE = 0.25  # of the best line's gain: a line below is dropped
+STOP = 0.85  # quality of a reading that ends the search
+LATER = 1.5  # how much higher a less likely interpretation must rank than what was found
+TOTAL = 0.3  # of the image's contrast that a reading has to explain, at least
+
+# A reading is marked as uncertain below these.
+CERTAIN = 0.5  # confidence in one digit
+CERTAIN_NUMBER = 0.92  # geometric mean of the confidence in all digits, less their costs
+EXPLAINED = 0.5  # quality of the reading of one digit
+EXPLAINED_NUMBER = 0.7  # and of several: there is more in which to see digits by chance
+
 KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
     "Sequential Functional Model DTypePolicy InputLayer Conv2D DepthwiseConv2D SeparableConv2D "
     "MaxPooling2D AveragePooling2D GlobalMaxPooling2D GlobalAveragePooling2D BatchNormalization "
@@ -377,89 +377,48 @@ def resized(image, height, width, method=cv2.INTER_AREA):
     return cv2.resize(image, (max(1, round(width)), max(1, round(height))), interpolation=method)
 
 
-def at_paper_side(rgb):
-    """Return rgb at the size at which its paper is looked at, PAPER_SIDE pixels long."""
+def at_background_side(rgb):
+    """Return rgb with its longer side at BACKGROUND_SIDE."""
     height, width = rgb.shape[:2]
-    factor = PAPER_SIDE / max(height, width)
+    factor = BACKGROUND_SIDE / max(height, width)
     return resized(rgb, height * factor, width * factor)
 
 
 def ink_is_dark(rgb):
-    """Tell whether the ink is darker than the paper around it, from the skew of local contrast."""
-    height, width = rgb.shape[:2]
-    factor = min(1.0, 480 / max(height, width))
-    pixels = resized(rgb, height * factor, width * factor)
-    window = 51
-    framed = cv2.copyMakeBorder(at_paper_side(rgb), *[window] * 4, cv2.BORDER_REFLECT)
-    paper = cv2.medianBlur(framed, window)[window:-window, window:-window]
-    paper = resized(paper, *pixels.shape[:2], cv2.INTER_LINEAR)
-    contrast = (pixels.astype(np.float32) - paper).ravel()
+    """Tell whether the ink is probably darker than its background, from local contrast's skew."""
+    grey = cv2.cvtColor(at_background_side(rgb), cv2.COLOR_RGB2GRAY)
+    framed = cv2.copyMakeBorder(grey, *[25] * 4, cv2.BORDER_REFLECT)
+    background = cv2.medianBlur(framed, 51)[25:-25, 25:-25]
+    contrast = (grey.astype(np.float32) - background).ravel()
     return float(np.square(contrast) @ contrast) <= 0
 
 
-def paper_of(rgb, dark):
-    """Return the paper's colour at every pixel: shadows and uneven light, but no strokes.
+def estimate_background(rgb, dark):
+    """Return the background's colour at every pixel: shadows and uneven light, but no strokes.
 
     A grey-level closing fills dark marks narrower than PEN_LIMIT and leaves
     shadows and their edges as they are; for light ink, an opening likewise.
     """
     pen = PEN_LIMIT
-    small = cv2.medianBlur(at_paper_side(rgb), 3)
+    small = cv2.medianBlur(at_background_side(rgb), 3)
     framed = cv2.copyMakeBorder(small, *[pen] * 4, cv2.BORDER_REPLICATE)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (pen, pen))
-    kind = cv2.MORPH_CLOSE if dark else cv2.MORPH_OPEN
-    paper = cv2.morphologyEx(framed, kind, disc)
+    background = cv2.morphologyEx(framed, cv2.MORPH_CLOSE if dark else cv2.MORPH_OPEN, disc)
     inwards = cv2.erode if dark else cv2.dilate  # or a sheet's own edge would leave a line of ink
-    paper = inwards(paper, np.ones((3, 3), np.uint8))[pen:-pen, pen:-pen]
-    return resized(paper, *rgb.shape[:2], cv2.INTER_LINEAR)
+    background = inwards(background, np.ones((3, 3), np.uint8))[pen:-pen, pen:-pen]
+    return resized(background, *rgb.shape[:2], cv2.INTER_LINEAR)
 
 
-def flat_paper(rgb):
-    """Return the one colour behind a drawing or a clean scan, or None if there is none."""
-    small = at_paper_side(rgb)
-    paper = np.array([np.median(band) for band in cv2.split(small)], np.float32)
-    near = cv2.inRange(small, np.ceil(paper - FLAT), paper + FLAT) > 0
+def flat_background(rgb):
+    """Return the one colour (3,) behind a drawing or a clean scan, or None if there is none."""
+    small = at_background_side(rgb)
+    colour = np.array([np.median(band) for band in cv2.split(small)], np.float32)
+    near = cv2.inRange(small, np.ceil(colour - FLAT), colour + FLAT) > 0
     edge = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
-    return paper if near.mean() > 0.5 and edge.mean() > 0.85 else None
+    return colour if near.mean() > 0.5 and edge.mean() > 0.85 else None
 
 
-def ink_on_flat(rgb, paper):
-    """Return how much each pixel differs from paper, one colour (3,), in the ink's own colour.
-
-    rgb is uint8 (height, width, 3); the result float32 (height, width), about 0
-    on paper and positive on ink, whichever is darker; negative for the other way.
-    """
-    sample = every_few(rgb) - paper
-    size = np.abs(sample) @ np.ones(3, np.float32)
-    strong = sample[size >= 0.4995 * size.max()]
-    axis = principal_axis(strong)
-    if ((strong @ axis) ** 3).sum() < 0:
-        axis = -axis
-    deviation = cv2.subtract(rgb, (*paper.tolist(), 0), dtype=cv2.CV_32F)
-    return cv2.transform(deviation, axis[None] / 255)
-
-
-def ink_on_uneven(rgb, dark):
-    """Return ink_on_flat's map for a photo or scan, whose paper's colour varies.
-
-    dark says whether the ink is darker than the paper.
-    """
-    if max(rgb.shape) > 300:
-        rgb = cv2.GaussianBlur(rgb, (3, 3), 0)
-    paper = paper_of(rgb, dark)
-    if dark:  # relative, since shadow dims ink and paper alike
-        paper = paper.astype(np.float32)
-        deviation = (paper - rgb) / (paper + 16)
-    else:  # absolute, since relative noise is large on a dark board
-        deviation = cv2.subtract(rgb, paper, dtype=cv2.CV_32F) / np.float32(255)
-    sample = np.maximum(every_few(deviation), 0)
-    size = sample @ np.ones(3, np.float32)
-    rank = 1 + len(size) // 100
-    axis = principal_axis(sample[size >= 0.999 * np.partition(size, -rank)[-rank]])
-    return cv2.transform(deviation, (axis if axis.sum() >= 0 else -axis)[None])
-
-
-def every_few(pixels):
+def subsample(pixels):
     """Return every third, fifth or seventh of pixels (height, width, 3) as rows of 3.
 
     A stride prime to the width meets every row and column, and so every line of one pixel.
@@ -476,151 +435,119 @@ def principal_axis(colours):
     return np.linalg.eigh(colours.T @ colours)[1][:, -1].astype(np.float32)
 
 
-def masks_of(ink):
-    """Return two boolean masks of ink: a strict one and a lenient one that holds all of it.
+def ink_on_flat(rgb, background):
+    """Return how far each pixel is from one background colour (3,), along the ink's own colour."""
+    sample = subsample(rgb) - background
+    size = np.abs(sample) @ np.ones(3, np.float32)
+    strong = sample[size >= 0.4995 * size.max()]
+    axis = principal_axis(strong)
+    if ((strong @ axis) ** 3).sum() < 0:
+        axis = -axis
+    deviation = cv2.subtract(rgb, (*background.tolist(), 0), dtype=cv2.CV_32F)
+    return cv2.transform(deviation, axis[None] / 255)
 
-    The strict one asks for a share of the strongest contrast nearby, which
-    parts a stroke from fainter rulings that touch it.
+
+def ink_on_uneven(rgb, dark):
+    """Return how far each pixel is from its estimated background, along the ink's own colour."""
+    if max(rgb.shape) > 300:
+        rgb = cv2.GaussianBlur(rgb, (3, 3), 0)
+    background = estimate_background(rgb, dark)
+    if dark:  # relative, since shadow dims ink and paper alike
+        background = background.astype(np.float32)
+        deviation = (background - rgb) / (background + 16)
+    else:  # absolute, since relative noise is large on a dark board
+        deviation = cv2.subtract(rgb, background, dtype=cv2.CV_32F) / np.float32(255)
+    sample = np.maximum(subsample(deviation), 0)
+    size = sample @ np.ones(3, np.float32)
+    rank = 1 + len(size) // 100
+    axis = principal_axis(sample[size >= 0.999 * np.partition(size, -rank)[-rank]])
+    return cv2.transform(deviation, (axis if axis.sum() >= 0 else -axis)[None])
+
+
+def ink_as_brightness(rgb, dark):
+    """Return the pixels along the axis on which their colours spread most, from one end on."""
+    sample = subsample(rgb).astype(np.float32)
+    axis = principal_axis(sample - sample.mean(axis=0))
+    axis = axis if (axis.sum() >= 0) != dark else -axis
+    ink = cv2.transform(rgb.astype(np.float32), axis[None] / 255)
+    return ink - ink.min()
+
+
+def remove_rulings(ink):
+    """Return a map of ink without long straight lines, or None if there are none.
+
+    A grey-level opening by long segments leaves what is inked all along one. A stroke
+    that crosses a ruling is darker there, and keeps what it has beyond the ruling.
     """
-    height, width = ink.shape
-    sample = ink[::3, ::3]
-    noise = 1.4826 * np.median(np.abs(sample - np.median(sample))) + 1e-3
-    small = resized(ink, height // 4, width // 4)
-    rank = min(12, small.size)  # the twelfth largest, so that one speck sets no standard
-    strongest = np.partition(small.ravel(), -rank)[-rank]
-    reach = max(3, max(small.shape) // 8 | 1)
-    nearby = cv2.dilate(small, np.ones((reach, reach), np.uint8))
-    nearby = resized(nearby, height, width, cv2.INTER_LINEAR)
-    floor = max(NOISE_FACTOR * noise, FAINTEST * strongest)
-    return (ink > np.maximum(floor, NEARBY * nearby)), ink > floor
+    strongest = max(float(ink.max()), 1e-6)
+    small = np.clip(ink * (255 / strongest), 0, 255).astype(np.uint8)
+    thick = cv2.dilate(small, np.ones((3, 3), np.uint8))  # so that jagged lines hold a segment
+    length = max(15, int(RULING * max(ink.shape)))
+    rulings = np.zeros_like(small)
+    for degrees in range(-RULING_SLOPE, RULING_SLOPE + 1, 2):
+        rise = round(length * np.tan(np.radians(degrees)))
+        segment = np.zeros((abs(rise) + 1, length), np.uint8)
+        cv2.line(segment, (0, max(0, rise)), (length - 1, max(0, -rise)), 1)
+        for kernel in (segment, segment.T.copy()):
+            rulings = cv2.max(rulings, cv2.morphologyEx(thick, cv2.MORPH_OPEN, kernel))
+    rulings = cv2.min(rulings, small)
+    if (rulings > 25).mean() < 0.001:
+        return None
+    rest = ink - rulings * (strongest / 255)
+    return cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
 
 
-# --- Rulings ---------------------------------------------------------------
+def interpretations(rgb):
+    """Yield maps of ink, float32 (height, width), positive on what may be ink; None for no map.
 
-
-def may_hold_rulings(mask):
-    """Tell at once whether thin ink reaches through a third of a mask, uint8, across or down.
-
-    A ruling spans half the image and is 35 times as long as it is wide.
+    The likeliest come first: the distance from a flat background, or from an estimated one;
+    the same without rulings; and the bare brightness, which knows nothing of paper.
     """
-    height, width = mask.shape
-    coarse = (resized(mask * 255, height / 4, width / 4) > 30).astype(np.uint8)
-    widest = 2 + round(np.hypot(*coarse.shape) / 35)
-    thick = cv2.morphologyEx(coarse, cv2.MORPH_OPEN, np.ones((widest, widest), np.uint8))
-    thin = coarse > thick
-    return max(thin.any(axis=0).mean(), thin.any(axis=1).mean()) > 0.33
+    background, dark = flat_background(rgb), ink_is_dark(rgb)
+    flat = None if background is None else ink_on_flat(rgb, background)
+    yield flat
+    uneven = ink_on_uneven(rgb, dark)
+    yield uneven
+    yield remove_rulings(uneven if flat is None else flat)
+    yield ink_as_brightness(rgb, dark)
+    yield ink_as_brightness(rgb, not dark)
+    yield ink_on_uneven(rgb, not dark)
 
 
-def straight_lines(mask):
-    """Return long straight lines in mask as rows x0, y0, x1, y1, from a Hough transform."""
-    factor = min(1.0, 640 / max(mask.shape))
-    height, width = mask.shape
-    small = resized(mask.astype(np.uint8) * 255, height * factor, width * factor)
-    small = (small > 60).astype(np.uint8)
-    length = int(0.4 * min(small.shape))
-    if length < 10 or not may_hold_rulings(small):
-        return np.zeros((0, 4))
-    cv2.setRNGSeed(0)  # the transform samples pixels; the same image shall read the same
-    found = cv2.HoughLinesP(
-        small,
-        1,
-        np.pi / 180,
-        int(0.7 * length),
-        minLineLength=length,
-        maxLineGap=max(3, max(small.shape) // 40),
-    )
-    return np.zeros((0, 4)) if found is None else found.reshape(-1, 4) / factor
+def edge_energy(rgb):
+    """Return the squared gradient beyond the usual, float32 (height, width) in [0, 1].
 
-
-def rulings_of(found, distance, ink):
-    """Return the rulings, grid and table lines among what straight_lines found.
-
-    distance is that from each pixel of ink to its nearest paper. Each ruling is
-    (line, width, contrast). A ruling is long and thin, and either runs
-    from border to border or has at least two more in parallel.
+    It is the measure of what there is to explain, the same for all interpretations.
     """
-    height, width = ink.shape
-    side = max(ink.shape)
-    candidates = []
-    for line in found:
-        x0, y0, x1, y1 = line
-        if max(abs(x1 - x0) / width, abs(y1 - y0) / height) <= 0.5:
-            continue
-        steps = int(max(abs(x1 - x0), abs(y1 - y0))) + 1
-        xs = np.clip(np.linspace(x0, x1, steps).round().astype(int), 0, width - 1)
-        ys = np.clip(np.linspace(y0, y1, steps).round().astype(int), 0, height - 1)
-        depth = distance[ys, xs]
-        inked = depth > 0
-        if not inked.any():
-            continue
-        thickness = 2 * np.sort(depth[inked])
-        middle, thickest = thickness[len(thickness) // 2], thickness[3 * len(thickness) // 4]
-        if max(35 * middle, 30 * thickest) < np.hypot(x1 - x0, y1 - y0):
-            candidates.append((line, middle, np.median(ink[ys, xs][inked])))
-    if not candidates:
-        return []
-    lines = np.array([line for line, _, _ in candidates])
-    angles = np.degrees(np.arctan2(lines[:, 3] - lines[:, 1], lines[:, 2] - lines[:, 0])) % 180
-    margin = 0.04 * side + 2
-    ends = lines.reshape(-1, 2, 2)
-    at_border = (ends < margin) | (ends > np.array([width, height]) - 1 - margin)
-    across = at_border.any(axis=2).all(axis=1)
-    rulings = []
-    for angle, crosses, candidate in zip(angles, across, candidates, strict=True):
-        turn = np.abs(angles - angle)
-        normal = np.array([-np.sin(np.radians(angle)), np.cos(np.radians(angle))])
-        offsets = np.sort(ends[np.minimum(turn, 180 - turn) < 6].mean(axis=1) @ normal)
-        if crosses or (np.diff(offsets) > 0.025 * side).sum() >= 2:
-            rulings.append(candidate)
-    return rulings
+    gradient = cv2.morphologyEx(rgb, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    gradient = functools.reduce(cv2.max, cv2.split(gradient))
+    usual = float(np.median(gradient[::4, ::4]))
+    return np.square(cv2.subtract(gradient, usual).astype(np.float32) / 255)
 
 
-def without_rulings(strict, lenient, ink):
-    """Return the strict mask without rulings; strokes that cross one stay whole."""
-    found = straight_lines(lenient)
-    if not len(found):
-        return strict
-    distance = cv2.distanceTransform(lenient.astype(np.uint8), cv2.DIST_L2, 3)
-    rulings = rulings_of(found, distance, ink)
-    if not rulings:
-        return strict
-    side = max(strict.shape)
-    line_mask = np.zeros(strict.shape, np.uint8)
-    darker, thicker = np.zeros(strict.shape, np.float32), np.zeros(strict.shape, np.float32)
-    for line, pen, contrast in rulings:
-        start, end = line.reshape(2, 2)
-        beyond = (end - start) / np.hypot(*(end - start)) * 0.08 * side
-        ends = [tuple(int(v) for v in point) for point in (start - beyond, end + beyond)]
-        thickness = round(pen + 2) + max(1, side // 500)
-        cv2.line(line_mask, *ends, 1, thickness)
-        cv2.line(darker, *ends, float(1.6 * contrast), thickness)
-        cv2.line(thicker, *ends, float(0.85 * pen + 1.5), thickness)
-    # On a line, what is much darker or thicker than the line itself is a stroke.
-    stroke = ((distance > thicker) & (line_mask > 0)).astype(np.uint8)
-    stroke = cv2.dilate(stroke, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
-    on_line = (line_mask > 0) & (ink <= darker) & (stroke == 0)
-    rest = strict & ~on_line
-    gap = max(3, side // 160 | 1) + 2
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
-    bridged = cv2.morphologyEx(rest.astype(np.uint8), cv2.MORPH_CLOSE, disc).astype(bool)
-    return rest | (bridged & strict & on_line)
-
-
-# --- Parts: what may be a digit, or a piece of one --------------------------
+# --- From ink to regions ---------------------------------------------------
 
 
 @dataclass(eq=False)
-class Part:
-    """Some ink: its box in pixels (right and bottom exclusive) and its mask within the box."""
+class Region:
+    """Connected ink with all that lies in its box: a candidate for a digit.
+
+    The box is in pixels, right and bottom exclusive; mask is bool (height, width).
+    """
 
     left: int
     top: int
     right: int
     bottom: int
-    mask: np.ndarray  # bool (height, width)
-    contrast: float = 0.0
-    cut_before: float = 0.0  # ink cut through on the left, as a share of the height
-    cut_after: float = 0.0
+    mask: np.ndarray
+    low: float = 0.0  # the ink's map around it,
+    contrast: float = 0.0  # and how far the ink is above that
+    mass: float = 1e-6  # sum of the edge energy on it
+    pen: float = 0.0  # the width of its strokes, as a share of its length
+    cutoff: float = 0.0  # ink on one of the image's borders, likewise
+    cost: float = 0.0  # what speaks against it as a digit, besides the network
+    glyph: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
 
     @property
     def width(self):
@@ -638,29 +565,18 @@ class Part:
     def centre(self):
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
-    def overlap(self, other):
-        """Return the shared extent across and down in pixels; negative values are gaps."""
-        across = min(self.right, other.right) - max(self.left, other.left)
-        return across, min(self.bottom, other.bottom) - max(self.top, other.top)
+    @property
+    def certainty(self):
+        """The network's confidence less the costs, in [0, 1]."""
+        if self.probabilities is None:
+            return 0.0
+        return float(self.probabilities.max() * np.exp(-self.cost))
 
-    def contains(self, other):
-        """Tell whether other's box lies within this one's."""
-        across, down = self.overlap(other)
-        return self is not other and across == other.width and down == other.height
-
-
-def union(parts):
-    """Return one Part that holds the ink of all."""
-    if len(parts) == 1:
-        return parts[0]
-    left, top = min(p.left for p in parts), min(p.top for p in parts)
-    right, bottom = max(p.right for p in parts), max(p.bottom for p in parts)
-    mask = np.zeros((bottom - top, right - left), bool)
-    for p in parts:
-        mask[p.top - top : p.bottom - top, p.left - left : p.right - left] |= p.mask
-    contrast = max(p.contrast for p in parts)
-    cuts = parts[0].cut_before, parts[-1].cut_after
-    return Part(left, top, right, bottom, mask, contrast, *cuts)
+    @property
+    def gain(self):
+        """What reading it as a digit explains, in units of mass; negative if junk does better."""
+        confidence = 0.0 if self.probabilities is None else float(self.probabilities.max())
+        return self.mass * (confidence**GAMMA * float(np.exp(-self.cost)) - CHANCE)
 
 
 def upper_quartile(values):
@@ -669,190 +585,99 @@ def upper_quartile(values):
     return float(np.partition(values, rank)[rank])
 
 
-def parts_of(mask, ink):
-    """Return the connected pieces of mask that are larger than a speck."""
-    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    speck = max(4, SPECK * max(mask.shape))
-    found = [
-        (area, label, x, y, width, height)
-        for label, (x, y, width, height, area) in enumerate(boxes[1:].tolist(), 1)
-        if area >= 6 and max(width, height) >= speck
-    ]
-    parts = []
-    for _, label, x, y, width, height in sorted(found, key=lambda box: -box[0])[:MAX_PARTS]:
-        own = labels[y : y + height, x : x + width] == label
-        contrast = upper_quartile(ink[y : y + height, x : x + width][own])
-        parts.append(Part(x, y, x + width, y + height, own, contrast))
-    return parts
+def component_tree(ink, energy):
+    """Return the connected components of ink above LEVELS of the strongest, each box once.
+
+    They form a tree by their boxes, since what is connected at one level is connected at all
+    lower ones: the extremal regions of Neumann and Matas (2012), at a few levels.
+    """
+    height, width = ink.shape
+    small = resized(ink, height // 4, width // 4)
+    rank = min(12, small.size)  # the twelfth largest, so that one speck sets no standard
+    strongest = np.partition(small.ravel(), -rank)[-rank]
+    noise = 1.05 * float(np.median(np.abs(ink[::3, 1:] - ink[::3, :-1]))) + 1e-3
+    speck = max(4, SPECK * max(ink.shape))
+    known, regions = np.zeros((0, 4), int), []
+    for level in LEVELS:
+        if level * strongest < NOISE_FACTOR * noise and level < LEVELS[-1]:
+            continue
+        mask = (ink > level * strongest).astype(np.uint8)
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        large = (stats[:, 4] >= 6) & (stats[:, 2:4].max(axis=1) >= speck)
+        large = np.flatnonzero(large)[1:]  # the first is what is no ink
+        large = large[np.argsort(-stats[large, 4], kind="stable")[:MAX_REGIONS]]
+        number = np.zeros(len(stats), np.int32)
+        number[large] = 1 + np.arange(len(large))
+        boxes = stats[large, :4] + np.pad(stats[large, :2], ((0, 0), (2, 0)))
+        tolerance = 1 + 0.03 * stats[large, 2:4].max(axis=1)
+        new = (abs(boxes[:, None] - known).max(axis=2) > tolerance[:, None]).all(axis=1)
+        for box in boxes[new]:
+            left, top, right, bottom = box.tolist()
+            inside = (boxes[:, :2] >= box[:2]).all(axis=1) & (boxes[:, 2:] <= box[2:]).all(axis=1)
+            own = np.concatenate([[False], inside])[number[labels[top:bottom, left:right]]]
+            regions.append(measure(Region(left, top, right, bottom, own), ink, energy))
+        known = np.concatenate([known, boxes])
+    return [region for region in regions if region.contrast > 1e-3]
 
 
-def without_edges(parts, shape):
-    """Drop what lies wholly along the image's edges, as the outline of a canvas does."""
-    height, width = shape
-    edge = round(EDGE * min(shape))
-
-    def reaches_inside(p):
-        inner = p.mask[max(0, edge - p.top) : max(0, height - edge - p.top)]
-        return inner[:, max(0, edge - p.left) : max(0, width - edge - p.left)].any()
-
-    return [p for p in parts if reaches_inside(p)]
-
-
-def without_borders(parts, shape):
-    """Drop the edges of pages and tables: long or marginal pieces at the image's border."""
-    height, width = shape
-    margin, edge = 0.035 * max(shape), max(1, 0.008 * max(shape))
-
-    def at_border(p):
-        near = margin if p.mask.mean() < 0.1 else edge
-        touched = (p.left <= near) + (p.top <= near)
-        touched += (p.right >= width - near) + (p.bottom >= height - near)
-        marginal = (
-            p.right < margin or p.bottom < margin
-            or p.left > width - margin or p.top > height - margin
-        )  # fmt: skip
-        long = p.width > 0.45 * width or p.height > 0.45 * height
-        thin = min(p.width, p.height) < 0.12 * p.length
-        return marginal or touched >= 3 or (touched and long and (thin or touched >= 2))
-
-    return [p for p in parts if not at_border(p)] or parts
+def measure(region, ink, energy):
+    """Fill in a region's low, contrast, mass, pen and cutoff, and return it."""
+    height, width = ink.shape
+    reach = 2 + region.length // 12
+    left, top = max(0, region.left - reach), max(0, region.top - reach)
+    right, bottom = min(width, region.right + reach), min(height, region.bottom + reach)
+    mask = np.zeros((bottom - top, right - left), np.uint8)
+    y, x = region.top - top, region.left - left
+    mask[y : y + region.height, x : x + region.width] = region.mask
+    pixels = ink[top:bottom, left:right]
+    near = cv2.dilate(mask, np.ones((5, 5), np.uint8))
+    core = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
+    ring = pixels[cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) > near]
+    inked = pixels[mask > 0]
+    region.low = float(np.median(ring[:: 1 + len(ring) // 2000])) if len(ring) else 0.0
+    region.contrast = upper_quartile(inked[:: 1 + len(inked) // 4000]) - region.low
+    region.mass = 1e-6 + float(energy[top:bottom, left:right][near > 0].sum())
+    rim = max(1, len(inked) - int(core.sum()))
+    region.pen = 2 * max(1, len(inked)) / rim / region.length
+    borders = (
+        region.mask[:, 0] * (region.left == 0),
+        region.mask[0] * (region.top == 0),
+        region.mask[:, -1] * (region.right == width),
+        region.mask[-1] * (region.bottom == height),
+    )
+    region.cutoff = max(int(border.sum()) for border in borders) / region.length
+    return region
 
 
-def without_frames(parts, shape):
-    """Drop thin outlines that enclose other parts, as a box drawn around a number does."""
-
-    def encloses(p):
-        if p.width * p.height < 0.08 * shape[0] * shape[1] or p.mask.mean() > 0.1:
-            return False
-        inner = [q for q in parts if p.contains(q) and q.contrast > 0.4 * p.contrast]
-        lengths = [q.length / p.length for q in inner]
-        return bool(lengths) and 0.2 < max(lengths) < 0.8
-
-    return [p for p in parts if not encloses(p)] or parts
+def union(regions):
+    """Return one Region that holds the ink and the mass of all."""
+    left, top = min(r.left for r in regions), min(r.top for r in regions)
+    right, bottom = max(r.right for r in regions), max(r.bottom for r in regions)
+    mask = np.zeros((bottom - top, right - left), bool)
+    for r in regions:
+        mask[r.top - top : r.bottom - top, r.left - left : r.right - left] |= r.mask
+    return Region(left, top, right, bottom, mask)
 
 
-def likely_parts(parts, shape):
-    """Return the parts that may belong to digits, and the typical digit's height in pixels."""
-    parts = without_frames(without_borders(parts, shape), shape)
-    parts = [p for p in parts if p.width < 8 * p.height] or parts  # leftovers of rulings
-    contrast, length = np.array([(p.contrast, p.length) for p in parts]).T
-    weight = (contrast**2 * length) ** 2
-    typical_contrast = (contrast * weight).sum() / weight.sum()
-    longest = (length * np.minimum(1, contrast / typical_contrast)).max()
-    parts = [
-        p
-        for p in parts
-        if p.contrast > 0.4 * typical_contrast and p.length > 0.12 * longest
-    ]  # fmt: skip
-    height = float(np.median([p.length for p in parts if p.length > 0.3 * longest]))
-    return [p for p in parts if p.length > 0.22 * height], height
+# --- From regions to the network's input -----------------------------------
 
 
-def joined(parts, height):
-    """Join pieces that lie above each other and fit one digit: a 5 and its bar, a broken 8."""
-
-    def belong(a, b):
-        across, down = a.overlap(b)
-        tall = max(a.bottom, b.bottom) - min(a.top, b.top)
-        if across <= 0.5 * min(a.width, b.width):
-            return False
-        if tall >= 1.45 * max(height, 0.9 * max(a.height, b.height)):
-            return False
-        small = min(a.height, b.height) < 0.62 * max(a.height, b.height)
-        small = small or min(a.length, b.length) < 0.5 * height
-        if down > 0.7 * min(a.height, b.height):
-            return small or across > 0.9 * min(a.width, b.width)
-        return -down < 0.25 * height and (small or tall < 1.15 * height)
-
-    whole = []
-    rest = sorted(parts, key=lambda p: -p.length)
-    while rest:
-        part, size = rest.pop(0), 0
-        while size != len(rest):
-            size = len(rest)
-            for other in [q for q in rest if q.left < part.right and part.left < q.right]:
-                if belong(part, other):
-                    part = union([part, other])
-                    rest.remove(other)
-        whole.append(part)
-    parts = whole
-    return [p for p in parts if p.length > 0.33 * height and not is_dash(p, height)] or parts
-
-
-def is_dash(part, height):
-    """Tell whether a part is a lone horizontal stroke, which no digit is."""
-    return part.width > 2.2 * part.height and part.height < 0.45 * height
-
-
-# --- Lines -----------------------------------------------------------------
-
-
-def slope_of(parts, height):
-    """Return the angle in radians, up to 42 degrees, at which parts best fall into lines."""
-    if len(parts) < 4:
-        return 0.0
-    x, y = np.array([p.centre for p in parts]).T
-    best = (-np.inf, 0.0)
-    for degrees in range(-42, 43, 2):
-        angle = np.radians(degrees)
-        rows = np.sort(np.cos(angle) * y - np.sin(angle) * x)
-        score = -np.minimum(np.diff(rows) / height, 1).sum() - 0.02 * abs(degrees)
-        best = max(best, (score, angle))
-    return best[1]
-
-
-def lines_of(parts, height):
-    """Return parts as lists, one a line from top to bottom, each from left to right."""
-    angle = slope_of(parts, height)
-
-    def turned(part):
-        x, y = part.centre
-        return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-
-    lines = []
-    for part in sorted(parts, key=lambda p: turned(p)[0]):
-        x, y = turned(part)
-        nearest = []
-        for line in lines:  # a line is followed by its last parts, wherever it bends
-            last = line[-4:]
-            xs, ys = np.array([turned(p) for p in last]).T
-            level = ys[-3:].mean()
-            away = abs(y - level)
-            if len(last) > 1:
-                slant = np.clip((ys[-1] - ys[0]) / max(xs[-1] - xs[0], height), -0.2, 0.2)
-                away = min(away, abs(y - level - slant * (x - xs[-3:].mean())))
-            away /= max(np.median([p.height for p in last]), 0.6 * part.height)
-            beside = last[-1].overlap(part)
-            if beside[1] > 0.6 * min(part.height, last[-1].height) and beside[0] > -height:
-                away = min(away, 0.5)
-            if away < 0.62:
-                nearest.append((away, len(nearest), line))
-        if nearest:
-            min(nearest)[2].append(part)
-        else:
-            lines.append([part])
-    return sorted(lines, key=lambda line: np.mean([turned(p)[1] for p in line]))
-
-
-# --- From ink to the network's input ----------------------------------------
-
-
-def glyph_of(part, ink):
-    """Return a part as the network wants it: float32 (28, 28) in [0, 1], white on black.
+def normalize_digit(region, ink):
+    """Return a region as the network wants it: float32 (28, 28) in [0, 1], white on black.
 
     The pen is brought to MNIST's width, the longer side to 20 pixels, the
     centre of mass to the middle.
     """
-    pixels = ink[part.top : part.bottom, part.left : part.right]
-    full = max(part.contrast, 1e-6)
-    fringe = 2 * max(1, round(0.015 * part.length)) + 1  # the anti-aliased rim around the mask
-    own = cv2.dilate(part.mask.astype(np.uint8), np.ones((fringe, fringe), np.uint8))
-    pixels = np.clip(pixels / full, 0, 1) * own
-    factor = GLYPH_SIDE / part.length
+    pixels = ink[region.top : region.bottom, region.left : region.right]
+    fringe = 2 * max(1, round(0.015 * region.length)) + 1  # the anti-aliased rim around the mask
+    own = cv2.dilate(region.mask.astype(np.uint8), np.ones((fringe, fringe), np.uint8))
+    pixels = np.clip((pixels - region.low) / max(region.contrast, 1e-6), 0, 1) * own
+    factor = GLYPH_SIDE / region.length
     if factor < 1:  # keep hairlines from fading when they are shrunk
         pixels = cv2.dilate(pixels, np.ones([int(np.ceil(1 / factor))] * 2, np.uint8))
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    pixels = with_pen_width(resized(pixels, part.height * factor, part.width * factor, method))
+    pixels = resized(pixels, region.height * factor, region.width * factor, method)
+    pixels = set_stroke_width(pixels)
     rows, columns = np.flatnonzero((pixels > 0.3).any(1)), np.flatnonzero((pixels > 0.3).any(0))
     if len(rows):
         pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -869,7 +694,7 @@ def glyph_of(part, ink):
     return glyph
 
 
-def with_pen_width(pixels):
+def set_stroke_width(pixels):
     """Thicken or thin strokes until their mean width lies within PEN_WIDTHS.
 
     A stripe's pixels lie a quarter of its width from its edge on average, so
@@ -891,7 +716,7 @@ def with_pen_width(pixels):
     return pixels
 
 
-def views_of(glyph):
+def rotated_views(glyph):
     """Return a glyph turned by VIEWS: float32 (views, 28, 28) in [0, 1]."""
     turns = [cv2.getRotationMatrix2D((13.5, 13.5), degrees, 1.0) for degrees in VIEWS]
     return np.stack([cv2.warpAffine(glyph, turn, (28, 28)) for turn in turns])
@@ -1115,60 +940,92 @@ def keras_model(path):
     return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
-# --- Reading ---------------------------------------------------------------
+# --- The choice of digits --------------------------------------------------
 
 
-@dataclass
-class Digit:
-    """One digit read: its box in pixels of the upright original, and what the network said."""
-
-    box: tuple
-    glyph: np.ndarray
-    probabilities: np.ndarray
-    cost: float = 0.0  # of cutting, joining and shape: what else speaks against the reading
-    uncertain: bool = False
-
-    @property
-    def digit(self):
-        return int(self.probabilities.argmax())
-
-    @property
-    def confidence(self):
-        return float(self.probabilities.max())
+def shape_cost(region):
+    """Return what speaks against a region as a digit before the network has seen it."""
+    wide = max(0.0, region.width / region.height - 1.15)
+    thin = max(0.0, float(np.log(1 / 30 / region.pen)))
+    return SHAPE_COST * wide + BORDER_COST * region.cutoff**2 + THIN_COST * thin
 
 
-def digits_of(lines):
-    """Return the digits of all lines in one list."""
-    return [digit for line in lines for digit in line]
+def classify(regions, ink, network):
+    """Fill in cost, glyph and probabilities of regions, the last two only if they may be digits."""
+    for region in regions:
+        region.cost += shape_cost(region)
+    likely = [region for region in regions if np.exp(-region.cost) > CHANCE]
+    if likely:
+        glyphs = np.stack([normalize_digit(region, ink) for region in likely])
+        for region, glyph, probabilities in zip(likely, glyphs, network(glyphs), strict=True):
+            region.glyph, region.probabilities = glyph, probabilities
 
 
-def cheapest_ways(rows):
-    """Return the least ink on a way down through rows to each column, and the ways' steps.
+def containment(outer, inner):
+    """Return whether the box of each of outer holds that of each of inner: bool (outer, inner)."""
+    big, small = (
+        np.array([(r.left, r.top, -r.right, -r.bottom) for r in regions]).reshape(-1, 4)
+        for regions in (outer, inner)
+    )
+    return (big[:, None] <= small).all(axis=2)
+
+
+def weighted_median(values, weights):
+    """Return the value below which lies half of all weight."""
+    order = np.argsort(values)
+    total = np.cumsum(np.asarray(weights)[order])
+    return float(np.asarray(values)[order][np.searchsorted(total, total[-1] / 2)])
+
+
+def best_cover(regions, cuts):
+    """Return the digits of the best choice of regions, none within another.
+
+    Dynamic programming over the tree of boxes: each region is one digit, or several by cuts,
+    which segment_touching returns, or what is inside. regions come from small to large.
+    """
+    holds = np.triu(containment(regions, regions).T, 1)
+    parents = np.where(holds.any(axis=1), holds.argmax(axis=1), len(regions)).tolist()
+    inside = [(0.0, [])] * (len(regions) + 1)
+    for index, (region, parent) in enumerate(zip(regions, parents, strict=True)):
+        gain, digits = inside[index]
+        if digits:  # they explain no more than there is in the region
+            gain *= min(1.0, region.mass / sum(digit.mass for digit in digits))
+            gain *= 1 - SPLIT if len(digits) > 1 else 1.0
+        ways = (gain, digits), (region.gain, [region]), cuts.get(region, (0.0, []))
+        gain, digits = max(ways, key=lambda way: way[0])
+        if gain > 0:
+            inside[parent] = inside[parent][0] + gain, inside[parent][1] + digits
+    return inside[-1][1]
+
+
+def accumulate_seams(rows):
+    """Return the least ink on a seam down through rows to each column, and the seams' steps.
 
     rows is float (height, width), the result (width,) and a list of (width,) for
-    each row but the first: -1, 0 or 1 column to where the way came from. This is
+    each row but the first: -1, 0 or 1 column to where the seam came from. This is
     the dynamic programming of seam carving (Avidan and Shamir, 2007).
     """
+    drift = 0.15  # of a row's ink: what a step aside costs
     least, steps = rows[0], []
     beside = np.full((3, len(least)), np.inf, np.float32)
     for row in rows[1:]:
-        beside[0, 1:], beside[1], beside[2, :-1] = least[:-1] + DRIFT, least, least[1:] + DRIFT
+        beside[0, 1:], beside[1], beside[2, :-1] = least[:-1] + drift, least, least[1:] + drift
         steps.append(beside.argmin(axis=0) - 1)
         least = row + beside.min(axis=0)
     return least, steps
 
 
-def seams_of(mask, count):
+def find_seams(mask, count):
     """Return count - 1 cuts from top to bottom that cross little ink, evenly spread.
 
     mask is bool (height, width); the cuts are whole columns (count - 1, height),
     and the ink that each crosses is a share of the height.
     """
-    height, width = mask.shape
-    ink = resized(mask.astype(np.float32), SEAM_ROWS, width * SEAM_ROWS / height)
-    middle = SEAM_ROWS // 2
-    above, up = cheapest_ways(ink[: middle + 1])
-    below, down = cheapest_ways(ink[: middle - 1 : -1])
+    rows, (height, width) = 64, mask.shape
+    ink = resized(mask.astype(np.float32), rows, width * rows / height)
+    middle = rows // 2
+    above, up = accumulate_seams(ink[: middle + 1])
+    below, down = accumulate_seams(ink[: middle - 1 : -1])
     cost, step = above + below - ink[middle], len(above) / count
     columns = []
     for cut in range(1, count):
@@ -1181,138 +1038,350 @@ def seams_of(mask, count):
         for came_from in reversed(steps):
             way.append(way[-1] + came_from[way[-1]])
     seams = np.stack([*ways[0][::-1], *ways[1][1:]], axis=1)
-    at = (np.arange(height) + 0.5) * SEAM_ROWS / height - 0.5
-    seams = [np.interp(at, range(SEAM_ROWS), seam) * width / len(above) for seam in seams]
-    return np.maximum.accumulate(np.round(seams), axis=0), cost[columns] / SEAM_ROWS
+    at = (np.arange(height) + 0.5) * rows / height - 0.5
+    seams = [np.interp(at, range(rows), seam) * width / len(above) for seam in seams]
+    return np.maximum.accumulate(np.round(seams), axis=0), cost[columns] / rows
 
 
-def pieces_of(part, height):
-    """Cut a part that is wide for one digit where it is thinnest; return it whole otherwise."""
-    if part.width <= 0.85 * part.height or part.width <= 0.75 * height:
-        return [part]
-    count = max(2, round(part.width / (0.15 * max(part.height, height))))
-    seams, ink = seams_of(part.mask, count)
-    seams = np.vstack([np.zeros(part.height), seams, np.full(part.height, part.width)])
-    ink = [0.0, *ink, 0.0]
-    column, pieces = np.arange(part.width), []
-    for k in range(count):
-        mask = part.mask & (column >= seams[k][:, None]) & (column < seams[k + 1][:, None])
-        if not mask.any():
+def segmentation_lattice(region):
+    """Return all ways to take consecutive pieces of a region as a digit, and the pieces' number.
+
+    Each is (first piece, piece after the last, Region).
+    """
+    count = max(2, round(region.width / (PIECE * region.height)))
+    seams, crossed = find_seams(region.mask, count)
+    seams = np.vstack([np.zeros(region.height), seams, np.full(region.height, region.width)])
+    cut = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
+    column, area, runs = np.arange(region.width), max(1, int(region.mask.sum())), []
+    for first, last in itertools.combinations(range(count + 1), 2):
+        if last - first > MAX_PIECES or last - first == count:
             continue
-        (top, bottom), (left, right) = (
-            np.flatnonzero(mask.any(axis=axis))[[0, -1]] + (0, 1) for axis in (1, 0)
-        )
-        box = (part.left + left, part.top + top, part.left + right, part.top + bottom)
-        box = [int(edge) for edge in box]
+        mask = region.mask & (column >= seams[first][:, None]) & (column < seams[last][:, None])
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows) < max(1, 0.4 * region.height) or np.ptp(columns) > 1.1 * region.height:
+            continue
+        (top, left), (bottom, right) = (rows[0], columns[0]), (rows[-1] + 1, columns[-1] + 1)
+        box = (region.left + left, region.top + top, region.left + right, region.top + bottom)
         mask = mask[top:bottom, left:right]
-        pieces.append(Part(*box, mask, part.contrast, ink[k], ink[k + 1]))
-    return pieces
+        run = Region(*map(int, box), mask, region.low, region.contrast)
+        run.mass = region.mass * int(mask.sum()) / area
+        run.pen = region.pen * region.length / run.length
+        run.cost = (cut[first] + cut[last]) / 2
+        runs.append((first, last, run))
+    return runs, count
 
 
-def candidates_of(line, sure):
-    """Return all ways to take consecutive pieces of a line as a digit, and the pieces' number.
+def viterbi(runs, count):
+    """Return (gain, regions) of the best way through a lattice; a piece in none is junk."""
+    best = [(0.0, [])]
+    for last in range(1, count + 1):
+        ways = [best[-1]]
+        for first, after, run in runs:
+            if after == last:
+                ways.append((best[first][0] + run.gain, [*best[first][1], run]))
+        best.append(max(ways, key=lambda way: way[0]))
+    return best[-1]
 
-    Each is (first piece, piece after the last, Part, cost). sure(part) is the
-    logarithm of the confidence in a part; it is cut only if that could read better.
+
+def segment_touching(regions, digits, ink, network):
+    """Return (gain, digits) by region for those of regions that may be digits grown together.
+
+    digits is what best_cover has read without that: a region may be cut where the network
+    is less sure of it than it could be of two digits, and has seen no sure digit inside.
     """
-    heights = [part.height for part in line]
-    height = max(float(np.median(heights)), 0.6 * max(heights))
-    pieces, owner, count = [], [], []
-    line = sorted(line, key=lambda p: p.centre[0])
-    for index, part in enumerate(line):
-        legible = sure(part) - shape_cost(part, height) > -DIGIT_COST - CUT_COST[0]
-        cut = [part] if legible else pieces_of(part, height)
-        pieces, owner = pieces + cut, owner + [index] * len(cut)
-        count.append(len(cut))
-    candidates = []
-    for first in range(len(pieces)):
-        for last in range(first, min(len(pieces), first + MAX_PIECES)):
-            whole = owner[first] == owner[last] and last - first + 1 == count[owner[first]]
-            run = pieces[first : last + 1]
-            assembled = first < last and not whole  # a single piece always stays a candidate
-            tall = max(height, *(p.height for p in run))
-            if assembled and union_width(run) > WIDEST * tall:
-                break
-            part = line[owner[first]] if whole else union(run)
-            if assembled and part.height > 1.7 * height:
-                continue
-            cost = DIGIT_COST + shape_cost(part, height)
-            cost += (cut_cost(part.cut_before) + cut_cost(part.cut_after)) / 2
-            if not whole and count[owner[first]] > 1:
-                cost += max(0.0, 0.3 - part.width / part.height)
-            gaps = [
-                max(0, b.left - a.right) / height
-                for k, (a, b) in enumerate(itertools.pairwise(run), first)
-                if owner[k] != owner[k + 1]
-            ]
-            if gaps and max(gaps) > 0.2:
-                continue
-            cost += sum(JOIN_COST + GAP_COST * gap for gap in gaps)
-            candidates.append((first, last + 1, part, cost))
-    return candidates, len(pieces)
+    size = weighted_median([d.height for d in digits], [d.gain for d in digits]) if digits else 0
+    heaviest = max(r.mass for r in regions)
+    sure = [d for d in digits if d.certainty > 0.7]
+    heights = np.array([d.height for d in sure])
+    chosen = []
+    for region, inside in zip(regions[::-1], containment(regions, sure)[::-1], strict=True):
+        if (
+            region.gain < 0.95 * region.mass * (np.exp(-CUT_COST[0] / 2) - CHANCE)
+            and region.mass >= 0.3 * heaviest
+            and 0.8 * region.height < region.width < 14 * region.height
+            and region.cutoff < 0.5
+            and (not size or 0.5 < region.height / size < 2.5)
+            and not (heights[inside] > 0.4 * region.height).any()
+            and not containment(chosen, [region]).any()
+        ):
+            chosen.append(region)
+    lattices = {region: segmentation_lattice(region) for region in chosen[:12]}
+    classify([run for runs, _ in lattices.values() for _, _, run in runs], ink, network)
+    return {region: viterbi(*lattice) for region, lattice in lattices.items()}
 
 
-def cut_cost(ink):
-    """Return what it costs to cut through that much ink, as a share of the digit's height."""
-    return CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0
+def joinable(pieces, digits):
+    """Return pairs of pieces, the nearest first, that may be one digit: close, and not both sure.
 
-
-def union_width(parts):
-    """Return the width of the box around parts."""
-    return max(p.right for p in parts) - min(p.left for p in parts)
-
-
-def shape_cost(part, height):
-    """Return what it costs that a part's shape is unlike a digit of that height."""
-    wide = max(0.0, part.width / max(part.height, 0.7 * height) - 1.15)
-    low = max(0.0, 0.75 - part.height / height)
-    tall = max(0.0, part.height / height - 1.4)
-    return SHAPE_COST * (0.5 * wide + low + tall)
-
-
-def best_path(candidates, count, sure):
-    """Return the (Part, cost) that read a line best (Viterbi's algorithm).
-
-    candidates and count are what candidates_of returns, sure what it wants; the
-    cost is without that of being a digit at all.
+    The first of pieces, as many as digits says, are digits; one of a pair is one.
     """
-    best = {0: (0.0, [])}
-    for first, after, part, cost in sorted(candidates, key=lambda candidate: candidate[1]):
-        if first in best:
-            score, path = best[first]
-            score += sure(part) - cost
-            if after not in best or score > best[after][0]:
-                best[after] = (score, [*path, (part, cost - DIGIT_COST)])
-    return best[count][1]
+    left, top, right, bottom, poor = np.array(
+        [(p.left, p.top, p.right, p.bottom, p.gain < 0.8 * p.mass) for p in pieces]
+    ).T
+    length = np.maximum(right - left, bottom - top)
+    (wide, across), (tall, down) = (
+        (
+            np.maximum.outer(end, end) - np.minimum.outer(start, start),
+            np.minimum.outer(end, end) - np.maximum.outer(start, start),
+        )
+        for start, end in ((left, right), (top, bottom))
+    )
+    gap = -np.minimum(across, down) / np.maximum.outer(length, length)
+    near = (gap < 0.25) & (np.maximum(across, down) > 0) & np.logical_or.outer(poor, poor)
+    near &= np.triu(np.maximum(tall, wide / 1.3) < 1.6 * length[:digits].max(), 1)
+    near[digits:] = False
+    pairs = sorted((gap[i, j], i, j) for i, j in zip(*np.nonzero(near), strict=True))
+    return [(pieces[i], pieces[j]) for _, i, j in pairs[:MAX_PAIRS]]
 
 
-def on_two_legs(glyph, digit):
-    """Tell whether a glyph stands on two separate strokes, as no digit but a looped 2 does.
+def join_broken(digits, loose, ink, energy, network):
+    """Return digits with those joined that read better as one: a 5 and its bar, a broken 8.
 
-    glyph is float32 (28, 28), digit what it is read as.
+    loose are regions in which nothing was read.
     """
-    inked = (glyph > 0.4).astype(np.uint8)
-    rows = np.flatnonzero(inked.any(axis=1))
-    if digit == 2 or len(rows) < 8:
-        return False
-    reach = round(LEGS_SHARE * len(rows))
-    lowest = inked[rows[-1] + 1 - reach : rows[-1] + 1]
-    _, _, boxes, _ = cv2.connectedComponentsWithStats(lowest, connectivity=8)
-    top, height = boxes[1:, cv2.CC_STAT_TOP], boxes[1:, cv2.CC_STAT_HEIGHT]
-    return int(((top == 0) & (height >= 0.6 * reach)).sum()) > 1
+    while True:
+        pairs = joinable([*digits, *loose], len(digits))
+        wholes = [measure(union(pair), ink, energy) for pair in pairs]
+        for whole, (a, b) in zip(wholes, pairs, strict=True):
+            whole.mass, whole.cost = a.mass + b.mass, JOIN_COST
+        classify(wholes, ink, network)
+        gains = [
+            whole.gain - max(0, a.gain) - max(0, b.gain)
+            for whole, (a, b) in zip(wholes, pairs, strict=True)
+        ]
+        if max(gains, default=0) <= 0:
+            return digits
+        best = int(np.argmax(gains))
+        digits = [d for d in digits if d not in pairs[best]] + [wholes[best]]
+        loose = [r for r in loose if r not in pairs[best]]
 
 
-def without_scraps(lines, sure):
-    """Drop the lines that are much less sure than the surest: leftovers and marks, no numbers.
+def in_context(digits):
+    """Return digits without those that are too small, long or faint beside the others."""
+    if len(digits) < 2:
+        return digits
+    weights = [d.gain for d in digits]
+    size = weighted_median([d.length for d in digits], weights)
+    contrast = weighted_median([d.contrast for d in digits], weights)
 
-    lines holds what best_path returns, sure is what it wants.
+    def fits(d):
+        small, long = 0.5 * size / d.length, d.length / size / 1.6
+        faint = 0.5 * contrast / d.contrast
+        return d.certainty > KEEP * max(1, small) * max(1, long) * max(1, faint) ** 2
+
+    return [d for d in digits if fits(d)] or [max(digits, key=lambda d: d.gain)]
+
+
+# --- Lines -----------------------------------------------------------------
+
+
+def slope_of(regions, height):
+    """Return the angle in radians, up to 42 degrees, at which regions best fall into lines."""
+    if len(regions) < 4:
+        return 0.0
+    x, y = np.array([r.centre for r in regions]).T
+    best = (-np.inf, 0.0)
+    for degrees in range(-42, 43, 2):
+        angle = np.radians(degrees)
+        rows = np.sort(np.cos(angle) * y - np.sin(angle) * x)
+        score = -np.minimum(np.diff(rows) / height, 1).sum() - 0.02 * abs(degrees)
+        best = max(best, (score, angle))
+    return best[1]
+
+
+def group_lines(regions):
+    """Return regions as lists, one a line from top to bottom, each from left to right.
+
+    Lines that explain little beside the best one are left out: marks, and no numbers.
     """
-    scores = [np.mean([sure(part) - cost for part, cost in line]) for line in lines]
-    return [
-        line
-        for line, score in zip(lines, scores, strict=True)
-        if score > max(scores) + np.log(SCRAP)
-    ]
+    height = float(np.median([r.height for r in regions]))
+    angle = slope_of(regions, height)
+
+    def turned(region):
+        x, y = region.centre
+        return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+
+    lines = []
+    for region in sorted(regions, key=lambda r: turned(r)[0]):
+        x, y = turned(region)
+        nearest = []
+        for line in lines:  # a line is followed by its last digits, wherever it bends
+            last = line[-4:]
+            xs, ys = np.array([turned(r) for r in last]).T
+            level = ys[-3:].mean()
+            away = abs(y - level)
+            if len(last) > 1:
+                slant = np.clip((ys[-1] - ys[0]) / max(xs[-1] - xs[0], height), -0.2, 0.2)
+                away = min(away, abs(y - level - slant * (x - xs[-3:].mean())))
+            away /= max(np.median([r.height for r in last]), 0.6 * region.height)
+            shared = min(last[-1].bottom, region.bottom) - max(last[-1].top, region.top)
+            if shared > 0.6 * min(region.height, last[-1].height):
+                gap = region.left - last[-1].right
+                away = min(away, 0.5) if gap < height else away
+            if away < 0.62:
+                nearest.append((away, len(nearest), line))
+        if nearest:
+            min(nearest)[2].append(region)
+        else:
+            lines.append([region])
+    gains = [sum(r.gain for r in line) for line in lines]
+    lines = [line for line, gain in zip(lines, gains, strict=True) if gain >= LINE * max(gains)]
+    return sorted(lines, key=lambda line: np.mean([turned(r)[1] for r in line]))
+
+
+# --- Reading ---------------------------------------------------------------
+
+
+@dataclass
+class Digit:
+    """One digit read: its box in pixels of the upright original, and what the network said."""
+
+    box: tuple
+    glyph: np.ndarray
+    probabilities: np.ndarray
+    uncertain: bool = False
+
+    @property
+    def digit(self):
+        return int(self.probabilities.argmax())
+
+    @property
+    def confidence(self):
+        return float(self.probabilities.max())
+
+
+@dataclass
+class Reading:
+    """What was read in one interpretation of an image."""
+
+    digits: list  # Regions
+    mass: float = 1.0  # what there was to explain
+    candidates: int = 0  # regions that lie in no other
+    interpretation: int = 0
+    quarters: int = 0  # by which the image was turned to the left
+    shape: tuple = (0, 0)  # of the image before that, and
+    scale: float = 1.0  # the original's size, in its pixels
+
+    @property
+    def score(self):
+        return sum(digit.gain for digit in self.digits)
+
+    @property
+    def quality(self):
+        """The share of what there was to explain that the digits explain, in [0, 1]."""
+        return self.score / self.mass
+
+    @property
+    def rank(self):
+        """What decides between interpretations."""
+        return self.score * self.quality
+
+    def box(self, region):
+        """Return a region's box (left, top, right, bottom) in pixels of the original."""
+        left, top, right, bottom = region.left, region.top, region.right, region.bottom
+        height, width = self.shape
+        if self.quarters == 1:
+            left, top, right, bottom = width - bottom, left, width - top, right
+        elif self.quarters == 3:
+            left, top, right, bottom = top, height - right, bottom, height - left
+        return tuple(round(float(edge) * self.scale) for edge in (left, top, right, bottom))
+
+
+def digits_of(lines):
+    """Return the digits of all lines in one list."""
+    return [digit for line in lines for digit in line]
+
+
+def read_ink(ink, energy, network, one):
+    """Return the Reading of one map of ink."""
+    regions = sorted(component_tree(ink, energy), key=lambda r: -r.mass)
+    if not regions:
+        return Reading([])
+    in_none = containment(regions, regions).sum(axis=0) == 1
+    roots = [r for r, root in zip(regions, in_none, strict=True) if root and r.cutoff < 0.5]
+    mass = sum(r.mass for r in roots)
+
+    regions, light = regions[:HEAVY], regions[HEAVY:]
+    classify(regions, ink, network)
+    sure = [r for r in regions if r.gain > 0.3 * r.mass]
+    if light and sure:
+        size = weighted_median([r.length for r in sure], [r.gain for r in sure])
+        contrast = weighted_median([r.contrast for r in sure], [r.gain for r in sure])
+        light = [r for r in light if 0.4 < r.length / size < 2.5 and r.contrast > 0.4 * contrast]
+        classify(light, ink, network)
+        regions = regions + light
+    regions.sort(key=lambda r: (r.width * r.height, -r.mass))
+
+    digits = best_cover(regions, {})
+    if not one and (cuts := segment_touching(regions, digits, ink, network)):
+        digits = best_cover(regions, cuts)
+    if digits and len(digits) <= 30:
+        loose = [r for r in roots[:30] if r.mass > 0.02 * mass]
+        apart = ~(containment(loose, digits) | containment(digits, loose).T).any(axis=1)
+        loose = [r for r, free in zip(loose, apart, strict=True) if free]
+        digits = join_broken(digits, loose, ink, energy, network)
+    digits = in_context(digits)
+    if one and digits:
+        digits = [max(digits, key=lambda d: d.gain)]
+    if 1 < len(roots) <= 12:  # a digit in many pieces
+        whole = measure(union(roots), ink, energy)
+        whole.mass, whole.cost = mass, JOIN_COST
+        classify([whole], ink, network)
+        if whole.gain > sum(d.gain for d in digits):
+            digits = [whole]
+    mass = max(mass, sum(d.mass for d in digits), TOTAL * float(energy.sum()))
+    return Reading(digits, mass, len(roots))
+
+
+def read_pixels(rgb, network, one, only=None):
+    """Return the best Reading of an image among its interpretations; only is the number of one.
+
+    The search ends with a reading that leaves little to explain. Where none does, the likeliest
+    map is read turned by a quarter, too: at least three digits, so that no 6 becomes a 9.
+    """
+    energy, best, likeliest = edge_energy(rgb), Reading([]), None
+    for number, ink in enumerate(interpretations(rgb)):
+        if ink is None or only not in (None, number):
+            continue
+        reading = read_ink(ink, energy, network, one)
+        reading.interpretation = number
+        if likeliest is None:
+            likeliest, several = ink, reading.candidates > 2
+        if reading.rank > best.rank * LATER:
+            best = reading
+        if best.quality > STOP or only is not None:
+            break
+    if several and not one and best.quality < STOP:
+        for quarters in (1, 3):
+            turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
+            reading = read_ink(*turned, network, one)
+            if len(reading.digits) > 2 and reading.rank > best.rank * LATER:
+                best = reading
+                best.quarters = quarters
+    best.shape = rgb.shape[:2]
+    return best
+
+
+def read_in_size(rgb, network, one):
+    """Return the best Reading of an image: reduced if its digits are large."""
+    height, width = rgb.shape[:2]
+    longer, only = max(height, width), None
+    shrink = -(-longer // QUICK_SIDE)
+    if shrink > 1:
+        rows, columns = max(1, height // shrink), max(1, width // shrink)
+        small = resized(rgb[: rows * shrink, : columns * shrink], rows, columns)
+        reading = read_pixels(small, network, one)
+        reading.scale = shrink
+        if reading.digits and np.median([d.length for d in reading.digits]) >= LARGE:
+            return reading
+        if reading.digits and not reading.quarters:
+            only = reading.interpretation
+    factor = max(1, -(-SMALL_SIDE // longer))
+    if factor > 1:
+        rgb = resized(rgb, height * factor, width * factor, cv2.INTER_LINEAR)
+    reading = read_pixels(rgb, network, one, only)
+    reading.scale = 1 / factor
+    return reading
 
 
 def read_digits(rgb, network, scale=1.0, one=False):
@@ -1321,124 +1390,41 @@ def read_digits(rgb, network, scale=1.0, one=False):
     rgb is uint8 (height, width, 3), network what load_network returns, scale the
     factor from these pixels to the original's. With one, there is exactly one
     digit. Raises ImageError when there is none.
+
+    Several maps of ink are made of the pixels; each is taken apart into regions; the network
+    says of each region, of its pieces and of unions what digit it is; and that choice of
+    regions, in that map, is read which explains most of the image's contrast.
     """
-    lines, explained = read_in_size(rgb, network, scale, one)
-    if not lines:
+    reading = read_in_size(rgb, network, one)
+    if not reading.digits:
         raise ImageError("no digit found")
-    look_again(lines, network)
-    mark_uncertain(lines, explained)
+    reading.scale *= scale
+    lines = group_lines(reading.digits)
+    costs = [region.cost for region in digits_of(lines)]
+    lines = [[Digit(reading.box(r), r.glyph, r.probabilities) for r in line] for line in lines]
+    augment_test_time(digits_of(lines), network)
+    mark_uncertain(digits_of(lines), costs, reading.quality)
     return lines
 
 
-def read_in_size(rgb, network, scale, one):
-    """Return read_ink's answer for an image that is reduced if its digits are large enough."""
-    height, width = rgb.shape[:2]
-    longer = max(height, width)
-    shrink = -(-longer // QUICK_SIDE)
-    if shrink > 1:
-        rows, columns = max(1, height // shrink), max(1, width // shrink)
-        small = resized(rgb[: rows * shrink, : columns * shrink], rows, columns)
-        lines, explained = read_pixels(small, network, scale * shrink, one)
-        lengths = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) for d in digits_of(lines)]
-        if lines and np.median(lengths) / (scale * shrink) >= LARGE and explained >= EXPLAINED:
-            return lines, explained
-    factor = max(1, -(-SMALL_SIDE // longer))
-    if factor > 1:
-        rgb = resized(rgb, height * factor, width * factor, cv2.INTER_CUBIC)
-    return read_pixels(rgb, network, scale / factor, one)
-
-
-def read_pixels(rgb, network, scale, one):
-    """Return read_ink's answer for an image, with its ink darker or lighter than its paper."""
-    paper = flat_paper(rgb)
-    if paper is not None:
-        return read_ink(ink_on_flat(rgb, paper), network, scale, one)
-    dark = ink_is_dark(rgb)
-    lines, explained = read_ink(ink_on_uneven(rgb, dark), network, scale, one)
-    if sureness(lines) < DOUBTFUL and len(digits_of(lines)) < 50:
-        other = read_ink(ink_on_uneven(rgb, not dark), network, scale, one)
-        lines, explained = max((lines, explained), other, key=lambda read: sureness(read[0]))
-    return lines, explained
-
-
-def look_again(lines, network):
+def augment_test_time(digits, network):
     """Let each digit's probabilities be the mean over its views."""
-    digits = digits_of(lines)
-    if digits:
-        views = np.concatenate([views_of(digit.glyph) for digit in digits])
-        means = network(views).reshape(len(digits), len(VIEWS), 10).mean(axis=1)
-        for digit, probabilities in zip(digits, means, strict=True):
-            digit.probabilities = probabilities
+    views = np.concatenate([rotated_views(digit.glyph) for digit in digits])
+    means = network(views).reshape(len(digits), len(VIEWS), 10).mean(axis=1)
+    for digit, probabilities in zip(digits, means, strict=True):
+        digit.probabilities = probabilities
 
 
-def mark_uncertain(lines, explained):
+def mark_uncertain(digits, costs, quality):
     """Mark the digits that may be something else; all of them where the image is no number.
 
-    explained is the share of the image's ink that was read. A letter, a face or
-    a pattern leaves the network unsure, or falls apart into too much besides.
+    A letter, a face or a pattern leaves the network unsure, or much unexplained.
     """
-    digits = digits_of(lines)
-    enough = CERTAIN if len(digits) == 1 else CERTAIN_NUMBER
-    foreign = sureness(lines) < enough or explained < EXPLAINED
+    certainty = np.exp(np.mean(np.log([d.confidence for d in digits]) - costs))
+    limits = (CERTAIN, EXPLAINED) if len(digits) == 1 else (CERTAIN_NUMBER, EXPLAINED_NUMBER)
+    foreign = bool(certainty < limits[0] or quality < limits[1])
     for digit in digits:
         digit.uncertain = foreign or digit.confidence < CERTAIN
-
-
-def sureness(lines):
-    """Return the geometric mean of all digits' confidences less their costs, 0 for no digits."""
-    sure = [np.log(digit.confidence) - digit.cost for digit in digits_of(lines)]
-    return float(np.exp(np.mean(sure))) if sure else 0.0
-
-
-def read_ink(ink, network, scale, one):
-    """Return read_digits' answer for a map of ink and the share of the ink that it explains."""
-    strict, lenient = masks_of(ink)
-    mask = without_rulings(strict, lenient, ink)
-    parts = without_edges(parts_of(mask, ink), ink.shape)
-    if not parts:
-        return [], 0.0
-    likely, height = likely_parts(parts, ink.shape)
-    parts = joined(likely, height)
-    whole, seen = union(likely), {}
-
-    def look_at(some):
-        """Keep in seen what the network sees of parts, what it says of them and what that costs."""
-        some = [part for part in dict.fromkeys(some) if part not in seen]
-        if some:
-            glyphs = np.stack([glyph_of(part, ink) for part in some])
-            for part, glyph, probabilities in zip(some, glyphs, network(glyphs), strict=True):
-                doubtful = probabilities.max() > 0.5 and on_two_legs(glyph, probabilities.argmax())
-                seen[part] = glyph, probabilities, LEGS_COST * doubtful
-
-    def confidence(part):
-        return float(np.log(seen[part][1].max()))
-
-    def sure(part):
-        return confidence(part) - seen[part][2]
-
-    look_at([*parts, whole])
-    lines = [candidates_of(line, sure) for line in lines_of(parts, height)]
-    look_at([part for candidates, _ in lines for _, _, part, _ in candidates])
-    read = without_scraps([best_path(candidates, count, sure) for candidates, count in lines], sure)
-    chosen = np.mean([sure(part) for line in read for part, _ in line])
-    several = 1 < len(likely) <= ONE_DIGIT_PARTS
-    tallest = sorted(part.height for part in parts)[-2:]
-    stacked = len(read) > 1 and tallest[0] > 0.75 * tallest[-1] and chosen > np.log(0.7)
-    stacked = stacked and whole.height > STACKED * whole.width
-    # A 0 that is open above and below may stand on two legs, so these do not count here.
-    one = one or (several and not stacked and confidence(whole) > chosen - ONE_DIGIT_COST)
-    smallest = round(max(ink.shape) * scale) <= SMALLEST
-    if one or (smallest and confidence(whole) > chosen):
-        read = [[(whole, 0.0)]]
-
-    def digit(part, cost):
-        box = (part.left, part.top, part.right, part.bottom)
-        box = tuple(round(float(edge) * scale) for edge in box)
-        glyph, probabilities, own_cost = seen[part]
-        return Digit(box, glyph, probabilities, cost + own_cost)
-
-    explained = sum(part.mask.sum() for line in read for part, _ in line) / mask.sum()
-    return [[digit(*found) for found in line] for line in read], float(explained)
 
 
 # --- Answers ---------------------------------------------------------------
