@@ -94,7 +94,7 @@ HEAVY = 40  # regions that the network sees first; the others only if they are l
 PIECE = 0.18  # of the height: the width of the pieces into which a region is cut
 MAX_PIECES = 8  # of them in one digit
 MAX_PAIRS = 24  # of regions tried as one digit
-KEEP = 0.35  # confidence, less what is odd beside the other digits, of a digit that is kept
+KEEP = 0.35  # confidence, less the costs and what is odd beside the others, of a digit that is kept
 LINE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.85  # quality of a reading that ends the search
 LATER = 1.5  # how much higher a less likely interpretation must rank than what was found
@@ -1157,8 +1157,8 @@ def join_broken(digits, loose, ink, energy, network):
 
 
 def in_context(digits):
-    """Return digits without those that are too small, long or faint beside the others."""
-    if len(digits) < 2:
+    """Return digits without unsure ones and those too small, long or faint beside the others."""
+    if not digits:
         return digits
     weights = [d.gain for d in digits]
     size = weighted_median([d.length for d in digits], weights)
@@ -1169,7 +1169,7 @@ def in_context(digits):
         faint = 0.5 * contrast / d.contrast
         return d.certainty > KEEP * max(1, small) * max(1, long) * max(1, faint) ** 2
 
-    return [d for d in digits if fits(d)] or [max(digits, key=lambda d: d.gain)]
+    return [d for d in digits if fits(d)]
 
 
 # --- Lines -----------------------------------------------------------------
@@ -1320,9 +1320,7 @@ def read_ink(ink, energy, network, one):
         apart = ~(containment(loose, digits) | containment(digits, loose).T).any(axis=1)
         loose = [r for r, free in zip(loose, apart, strict=True) if free]
         digits = join_broken(digits, loose, ink, energy, network)
-    digits = in_context(digits)
-    if one and digits:
-        digits = [max(digits, key=lambda d: d.gain)]
+    digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
     if 1 < len(roots) <= 12:  # a digit in many pieces
         whole = measure(union(roots), ink, energy)
         whole.mass, whole.cost = mass, JOIN_COST
