@@ -1325,7 +1325,7 @@ def read_ink(ink, energy, network, one):
         whole = measure(union(roots), ink, energy)
         whole.mass, whole.cost = mass, JOIN_COST
         classify([whole], ink, network)
-        if whole.gain > sum(d.gain for d in digits):
+        if whole.certainty > KEEP and whole.gain > sum(d.gain for d in digits):
             digits = [whole]
     mass = max(mass, sum(d.mass for d in digits), TOTAL * float(energy.sum()))
     return Reading(digits, mass, len(roots))

@@ -207,7 +207,8 @@ def test_outline_of_an_empty_canvas_is_no_digit(sides):
         for side in sides:
             np.rot90(canvas, side)[0] = 1
         for paper, ink in ((WHITE, (150, 150, 150)), (WHITE, BLACK), (BLACK, (90, 90, 90))):
-            assert text_in(inked(paper, canvas, ink).astype(np.uint8)) == "", (width, paper, ink)
+            lines = lines_in(inked(paper, canvas, ink).astype(np.uint8))
+            assert all_uncertain(lines), (width, paper, ink)
 
 
 def test_blank_paper_holds_no_digit():
