@@ -601,7 +601,8 @@ def component_tree(ink, energy):
     small = resized(ink, height // 4, width // 4)
     rank = min(12, small.size)  # the twelfth largest, so that one speck sets no standard
     strongest = np.partition(small.ravel(), -rank)[-rank]
-    noise = 1.05 * float(np.median(np.abs(ink[::3, 1:] - ink[::3, :-1]))) + 1e-3
+    differences = np.abs(np.diff(ink[::3], axis=1, append=ink[::3, -1:]))
+    noise = 1.05 * float(np.median(differences)) + 1e-3
     speck = max(4, SPECK * max(ink.shape))
     known, regions = np.zeros((0, 4), int), []
     for level in LEVELS:
@@ -1275,7 +1276,7 @@ class Reading:
     @property
     def quality(self):
         """The share of what there was to explain that the digits explain, in [0, 1]."""
-        return self.score / self.mass
+        return self.score / max(self.mass, 1e-6)
 
     @property
     def rank(self):
@@ -1343,7 +1344,8 @@ def read_pixels(rgb, network, one, only=None):
     The search ends with a reading that leaves little to explain. Where none does, the likeliest
     map is read turned by a quarter, too: at least three digits, so that no 6 becomes a 9.
     """
-    energy, best, likeliest = edge_energy(rgb), Reading([]), None
+    energy, best = edge_energy(rgb), Reading([])
+    likeliest, several = None, False
     for number, ink in enumerate(interpretations(rgb)):
         if ink is None or only not in (None, number):
             continue
