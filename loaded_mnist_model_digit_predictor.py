@@ -1376,18 +1376,18 @@ def read_in_size(rgb, network, one):
     if shrink > 1:
         rows, columns = max(1, height // shrink), max(1, width // shrink)
         small = resized(rgb[: rows * shrink, : columns * shrink], rows, columns)
-        reading = read_pixels(small, network, one)
-        reading.scale = shrink
-        if reading.digits and np.median([d.length for d in reading.digits]) >= LARGE:
-            return reading
-        if reading.digits and not reading.quarters:
-            only = reading.interpretation
+        quick = read_pixels(small, network, one)
+        quick.scale = shrink
+        if quick.digits and np.median([d.length for d in quick.digits]) >= LARGE:
+            return quick
+        if quick.digits and not quick.quarters:
+            only = quick.interpretation
     factor = max(1, -(-SMALL_SIDE // longer))
     if factor > 1:
         rgb = resized(rgb, height * factor, width * factor, cv2.INTER_LINEAR)
     reading = read_pixels(rgb, network, one, only)
     reading.scale = 1 / factor
-    return reading
+    return reading if reading.digits or only is None else quick
 
 
 def read_digits(rgb, network, scale=1.0, one=False):
