@@ -504,20 +504,30 @@ def remove_rulings(ink):
 
 
 def interpretations(rgb):
-    """Yield maps of ink, float32 (height, width), positive on what may be ink; None for no map.
+    """Return functions that make maps of ink, or None where there is no such map.
 
-    The likeliest come first: the distance from a flat background, or from an estimated one;
-    the same without rulings; and the bare brightness, which knows nothing of paper.
+    A map is float32 (height, width), positive on what may be ink. The likeliest come first:
+    the distance from a flat background, or from an estimated one; the same without rulings;
+    and the bare brightness, which knows nothing of paper.
     """
     background, dark = flat_background(rgb), ink_is_dark(rgb)
-    flat = None if background is None else ink_on_flat(rgb, background)
-    yield flat
-    uneven = ink_on_uneven(rgb, dark)
-    yield uneven
-    yield remove_rulings(uneven if flat is None else flat)
-    yield ink_as_brightness(rgb, dark)
-    yield ink_as_brightness(rgb, not dark)
-    yield ink_on_uneven(rgb, not dark)
+
+    @functools.cache  # the third map is made of one of the first two
+    def flat():
+        return None if background is None else ink_on_flat(rgb, background)
+
+    @functools.cache
+    def uneven():
+        return ink_on_uneven(rgb, dark)
+
+    return (
+        flat,
+        uneven,
+        lambda: remove_rulings(uneven() if background is None else flat()),
+        lambda: ink_as_brightness(rgb, dark),
+        lambda: ink_as_brightness(rgb, not dark),
+        lambda: ink_on_uneven(rgb, not dark),
+    )
 
 
 def edge_energy(rgb):
@@ -572,17 +582,19 @@ class Region:
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
     @property
+    def confidence(self):
+        """The network's confidence, 0 where it was not asked."""
+        return 0.0 if self.probabilities is None else float(self.probabilities.max())
+
+    @property
     def certainty(self):
-        """The network's confidence less the costs, in [0, 1]."""
-        if self.probabilities is None:
-            return 0.0
-        return float(self.probabilities.max() * np.exp(-self.cost))
+        """The confidence less the costs, in [0, 1]."""
+        return self.confidence * float(np.exp(-self.cost))
 
     @property
     def gain(self):
         """What reading it as a digit explains, in units of mass; negative if junk does better."""
-        confidence = 0.0 if self.probabilities is None else float(self.probabilities.max())
-        return self.mass * (confidence**GAMMA * float(np.exp(-self.cost)) - CHANCE)
+        return self.mass * (self.confidence**GAMMA * float(np.exp(-self.cost)) - CHANCE)
 
 
 def upper_quartile(values):
@@ -656,14 +668,16 @@ def measure(region, ink, energy):
     return region
 
 
-def union(regions):
-    """Return one Region that holds the ink and the mass of all."""
+def join(regions, ink, energy):
+    """Return one Region that holds the ink and the mass of all, at the cost of joining them."""
     left, top = min(r.left for r in regions), min(r.top for r in regions)
     right, bottom = max(r.right for r in regions), max(r.bottom for r in regions)
     mask = np.zeros((bottom - top, right - left), bool)
     for r in regions:
         mask[r.top - top : r.bottom - top, r.left - left : r.right - left] |= r.mask
-    return Region(left, top, right, bottom, mask)
+    whole = measure(Region(left, top, right, bottom, mask), ink, energy)
+    whole.mass, whole.cost = sum(r.mass for r in regions), JOIN_COST
+    return whole
 
 
 # --- From regions to the network's input -----------------------------------
@@ -977,11 +991,12 @@ def containment(outer, inner):
     return (big[:, None] <= small).all(axis=2)
 
 
-def weighted_median(values, weights):
-    """Return the value below which lies half of all weight."""
+def weighted_median(regions, attribute):
+    """Return the value of an attribute below which lies half of all gain of regions."""
+    values = np.array([getattr(r, attribute) for r in regions])
     order = np.argsort(values)
-    total = np.cumsum(np.asarray(weights)[order])
-    return float(np.asarray(values)[order][np.searchsorted(total, total[-1] / 2)])
+    total = np.cumsum(np.array([r.gain for r in regions])[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
 def best_cover(regions, cuts):
@@ -1096,7 +1111,7 @@ def segment_touching(regions, digits, ink, network):
     digits is what best_cover has read without that: a region may be cut where the network
     is less sure of it than it could be of two digits, and has seen no sure digit inside.
     """
-    size = weighted_median([d.height for d in digits], [d.gain for d in digits]) if digits else 0
+    size = weighted_median(digits, "height") if digits else 0
     heaviest = max(r.mass for r in regions)
     sure = [d for d in digits if d.certainty > 0.7]
     heights = np.array([d.height for d in sure])
@@ -1148,9 +1163,7 @@ def join_broken(digits, loose, ink, energy, network):
     """
     while True:
         pairs = joinable([*digits, *loose], len(digits))
-        wholes = [measure(union(pair), ink, energy) for pair in pairs]
-        for whole, (a, b) in zip(wholes, pairs, strict=True):
-            whole.mass, whole.cost = a.mass + b.mass, JOIN_COST
+        wholes = [join(pair, ink, energy) for pair in pairs]
         classify(wholes, ink, network)
         gains = [
             whole.gain - max(0, a.gain) - max(0, b.gain)
@@ -1167,9 +1180,7 @@ def in_context(digits):
     """Return digits without unsure ones and those too small, long or faint beside the others."""
     if not digits:
         return digits
-    weights = [d.gain for d in digits]
-    size = weighted_median([d.length for d in digits], weights)
-    contrast = weighted_median([d.contrast for d in digits], weights)
+    size, contrast = weighted_median(digits, "length"), weighted_median(digits, "contrast")
 
     def fits(d):
         small, long = 0.5 * size / d.length, d.length / size / 1.6
@@ -1312,8 +1323,7 @@ def read_ink(ink, energy, network, one):
     classify(regions, ink, network)
     sure = [r for r in regions if r.gain > 0.3 * r.mass]
     if light and sure:
-        size = weighted_median([r.length for r in sure], [r.gain for r in sure])
-        contrast = weighted_median([r.contrast for r in sure], [r.gain for r in sure])
+        size, contrast = weighted_median(sure, "length"), weighted_median(sure, "contrast")
         light = [r for r in light if 0.4 < r.length / size < 2.5 and r.contrast > 0.4 * contrast]
         classify(light, ink, network)
         regions = regions + light
@@ -1329,8 +1339,7 @@ def read_ink(ink, energy, network, one):
         digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
     if 1 < len(roots) <= 12:  # a digit in many pieces
-        whole = measure(union(roots), ink, energy)
-        whole.mass, whole.cost = mass, JOIN_COST
+        whole = join(roots, ink, energy)
         classify([whole], ink, network)
         if whole.certainty > KEEP and whole.gain > sum(d.gain for d in digits):
             digits = [whole]
@@ -1346,8 +1355,9 @@ def read_pixels(rgb, network, one, only=None):
     """
     energy, best = edge_energy(rgb), Reading([])
     likeliest, several = None, False
-    for number, ink in enumerate(interpretations(rgb)):
-        if ink is None or only not in (None, number):
+    for number, make_ink in enumerate(interpretations(rgb)):
+        ink = make_ink() if only in (None, number) else None
+        if ink is None:
             continue
         reading = read_ink(ink, energy, network, one)
         reading.interpretation = number
@@ -1355,7 +1365,7 @@ def read_pixels(rgb, network, one, only=None):
             likeliest, several = ink, reading.candidates > 2
         if reading.rank > best.rank * LATER:
             best = reading
-        if best.quality > STOP or only is not None:
+        if best.quality > STOP:
             break
     if several and not one and best.quality < STOP:
         for quarters in (1, 3):
