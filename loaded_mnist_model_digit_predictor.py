@@ -654,7 +654,8 @@ def measure(region, ink, energy):
     ring = pixels[cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) > near]
     inked = pixels[mask > 0]
     region.low = float(np.median(ring[:: 1 + len(ring) // 2000])) if len(ring) else 0.0
-    region.contrast = upper_quartile(inked[:: 1 + len(inked) // 4000]) - region.low
+    inked_level = upper_quartile(inked[:: 1 + len(inked) // 4000])
+    region.contrast = max(1e-6, inked_level - region.low)  # what is joined may stand out by none
     region.mass = 1e-6 + float(energy[top:bottom, left:right][near > 0].sum())
     rim = max(1, len(inked) - int(core.sum()))
     region.pen = 2 * max(1, len(inked)) / rim / region.length
@@ -692,7 +693,7 @@ def normalize_digit(region, ink):
     pixels = ink[region.top : region.bottom, region.left : region.right]
     fringe = 2 * max(1, round(0.015 * region.length)) + 1  # the anti-aliased rim around the mask
     own = cv2.dilate(region.mask.astype(np.uint8), np.ones((fringe, fringe), np.uint8))
-    pixels = np.clip((pixels - region.low) / max(region.contrast, 1e-6), 0, 1) * own
+    pixels = np.clip((pixels - region.low) / region.contrast, 0, 1) * own
     factor = GLYPH_SIDE / region.length
     if factor < 1:  # keep hairlines from fading when they are shrunk
         pixels = cv2.dilate(pixels, np.ones([int(np.ceil(1 / factor))] * 2, np.uint8))

@@ -204,6 +204,18 @@ def test_viterbi_finds_what_trying_all_ways_finds():
         assert all(a.right <= b.left for a, b in itertools.pairwise(path))
 
 
+def test_digits_that_stand_out_by_nothing_are_dropped():
+    flat = np.zeros((40, 40), np.float32)
+    first = predictor.Region(2, 2, 12, 22, np.ones((20, 10), bool))
+    faint = predictor.Region(20, 2, 30, 22, np.ones((20, 10), bool))
+    for region in (first, faint):
+        predictor.measure(region, flat, flat + 1)
+        region.probabilities = np.eye(10)[3]
+    first.contrast = 1.0
+    first.mass *= 2
+    assert predictor.in_context([first, faint]) == [first]
+
+
 @pytest.mark.parametrize("quarters", [1, 3])
 def test_numbers_on_their_side_are_read_and_single_digits_never_turned(quarters):
     random, right = np.random.default_rng(22), 0
