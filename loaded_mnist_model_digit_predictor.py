@@ -43,7 +43,7 @@ PLOTTED = 20  # images in one picture; more rows are too many to look at
 MAX_BYTES = 200_000_000  # of one file
 MAX_PIXELS = 100_000_000  # of one image; where no system bounds memory, nothing else would
 MAX_MEMORY = 385_000_000  # bytes for a file, its pixels and all else that decoding takes
-MAX_SECONDS = 1.0  # of processor time for headers, or for a model; a phone's photo takes 0.1 in all
+MAX_SECONDS = 0.7  # of processor time for headers, or for a model; a phone's photo takes 0.1 in all
 SECONDS_A_MEGAPIXEL = 0.1  # more to decode pixels: large HEIC photos take half of that,
 SECONDS_A_MEGABYTE = 1.0  # but no more than this, for a small file may claim any size
 KERAS_MEMORY = 4_000_000_000  # bytes that Keras may take for a model; TensorFlow itself 0.7
@@ -73,7 +73,7 @@ RULING = 0.25  # of the longer side: straight ink of that length is a ruling,
 RULING_SLOPE = 6  # degrees from the level or the upright, at most
 
 # From ink to regions
-LEVELS = (0.1, 0.2, 0.35, 0.55)  # of the strongest ink: where the component tree is cut
+LEVELS = (0.15, 0.4)  # of the strongest ink: where the component tree is cut
 NOISE_FACTOR = 5.0  # standard deviations of the noise that ink stands out by
 SPECK = 0.008  # of the longer side; shorter regions are left out
 MAX_REGIONS = 300  # a level, the largest; a page of digits has 200, a photo of gravel any number
@@ -93,24 +93,26 @@ BORDER_COST = 3.0  # of lying along the image's border with all its length, squa
 THIN_COST = 1.0  # of a pen thinner than a thirtieth of the length, each power of e
 CUT_COST = (0.35, 1.2)  # of cutting through ink at all, and through ink as tall as the digit
 JOIN_COST = 0.15  # of joining regions in one digit
-SPLIT = 0.25  # of the gain of several digits in one region, which one digit would explain
 
 # The search
-HEAVY = 40  # regions that the network sees first; the others only if they are like its digits
+HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
 PIECE = 0.18  # of the height: the width of the pieces into which a region is cut
 MAX_PIECES = 8  # of them in one digit
-MAX_PAIRS = 24  # of regions tried as one digit
-KEEP = 0.35  # confidence, less the costs and what is odd beside the others, of a digit that is kept
+MAX_PAIRS = 12  # of regions tried as one digit
+KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
+KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
+ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
+BAR = 0.4  # of a 1's gain counts in the choice between readings
 LINE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.85  # quality of a reading that ends the search
-LATER = 1.5  # how much higher a less likely interpretation must rank than what was found
 TOTAL = 0.3  # of the image's contrast that a reading has to explain, at least
 
 # A reading is marked as uncertain below these.
-CERTAIN = 0.5  # confidence in one digit
-CERTAIN_NUMBER = 0.92  # geometric mean of the confidence in all digits, less their costs
-EXPLAINED = 0.5  # quality of the reading of one digit
-EXPLAINED_NUMBER = 0.7  # and of several: there is more in which to see digits by chance
+CERTAIN = 0.8  # confidence in a digit alone
+CERTAIN_NUMBER = 0.86  # geometric mean of the confidence in all digits, less their costs
+CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
+EXPLAINED = 0.36  # quality of the reading of one digit
+EXPLAINED_NUMBER = 0.55  # and of several: there is more in which to see digits by chance
 
 KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
     "Sequential Functional Model DTypePolicy InputLayer Conv2D DepthwiseConv2D SeparableConv2D "
@@ -507,12 +509,12 @@ def interpretations(rgb):
     """Return functions that make maps of ink, or None where there is no such map.
 
     A map is float32 (height, width), positive on what may be ink. The likeliest come first:
-    the distance from a flat background, or from an estimated one; the same without rulings;
-    and the bare brightness, which knows nothing of paper.
+    the distance from a flat background, or from an estimated one; the same for ink of the
+    other polarity; its bare brightness, which knows nothing of paper; and without rulings.
     """
     background, dark = flat_background(rgb), ink_is_dark(rgb)
 
-    @functools.cache  # the third map is made of one of the first two
+    @functools.cache  # the last map is made of one of the first two
     def flat():
         return None if background is None else ink_on_flat(rgb, background)
 
@@ -523,10 +525,9 @@ def interpretations(rgb):
     return (
         flat,
         uneven,
-        lambda: remove_rulings(uneven() if background is None else flat()),
-        lambda: ink_as_brightness(rgb, dark),
-        lambda: ink_as_brightness(rgb, not dark),
         lambda: ink_on_uneven(rgb, not dark),
+        lambda: ink_as_brightness(rgb, not dark),
+        lambda: remove_rulings(uneven() if background is None else flat()),
     )
 
 
@@ -595,6 +596,16 @@ class Region:
     def gain(self):
         """What reading it as a digit explains, in units of mass; negative if junk does better."""
         return self.mass * (self.confidence**GAMMA * float(np.exp(-self.cost)) - CHANCE)
+
+    @property
+    def is_bar(self):
+        """Whether it reads as a 1."""
+        return self.probabilities is not None and int(self.probabilities.argmax()) == 1
+
+    @property
+    def evidence(self):
+        """The gain as far as it speaks for a reading: anything straight explains itself as a 1."""
+        return max(0.0, self.gain) * (BAR if self.is_bar else 1.0)
 
 
 def upper_quartile(values):
@@ -1013,7 +1024,6 @@ def best_cover(regions, cuts):
         gain, digits = inside[index]
         if digits:  # they explain no more than there is in the region
             gain *= min(1.0, region.mass / sum(digit.mass for digit in digits))
-            gain *= 1 - SPLIT if len(digits) > 1 else 1.0
         ways = (gain, digits), (region.gain, [region]), cuts.get(region, (0.0, []))
         gain, digits = max(ways, key=lambda way: way[0])
         if gain > 0:
@@ -1178,17 +1188,28 @@ def join_broken(digits, loose, ink, energy, network):
 
 
 def in_context(digits):
-    """Return digits without unsure ones and those too small, long or faint beside the others."""
+    """Return the digits that are like the standard: one of those that most are like.
+
+    What is small, long or faint beside it must be surer. A bar that runs out of the image and
+    is not its like is a ruling, or the edge of a sheet.
+    """
     if not digits:
         return digits
-    size, contrast = weighted_median(digits, "length"), weighted_median(digits, "contrast")
-
-    def fits(d):
-        small, long = 0.5 * size / d.length, d.length / size / 1.6
-        faint = 0.5 * contrast / d.contrast
-        return d.certainty > KEEP * max(1, small) * max(1, long) * max(1, faint) ** 2
-
-    return [d for d in digits if fits(d)]
+    length, contrast, certainty, evidence = (
+        np.array([getattr(d, name) for d in digits])
+        for name in ("length", "contrast", "certainty", "evidence")
+    )
+    longer, stronger = (values / values[:, None] for values in (length, contrast))
+    alike = np.maximum(longer, 1 / longer) < ALIKE
+    alike &= np.maximum(stronger, 1 / stronger) < ALIKE
+    standard = int((alike @ evidence).argmax())
+    longer, stronger = longer[standard], stronger[standard]
+    odd = np.maximum(1, 0.5 / longer) * np.maximum(1, longer / 1.6) ** 2
+    odd *= np.maximum(1, 0.5 / stronger) ** 2
+    fits = certainty > KEEP_BESIDE * odd
+    fits[standard] = certainty[standard] > KEEP
+    fits &= alike[standard] | [not (d.is_bar and d.cutoff) for d in digits]
+    return [d for d, fit in zip(digits, fits, strict=True) if fit]
 
 
 # --- Lines -----------------------------------------------------------------
@@ -1293,7 +1314,7 @@ class Reading:
     @property
     def rank(self):
         """What decides between interpretations."""
-        return self.score * self.quality
+        return sum(digit.evidence for digit in self.digits) * self.quality
 
     def box(self, region):
         """Return a region's box (left, top, right, bottom) in pixels of the original."""
@@ -1355,6 +1376,8 @@ def read_pixels(rgb, network, one, only=None):
     map is read turned by a quarter, too: at least three digits, so that no 6 becomes a 9.
     """
     energy, best = edge_energy(rgb), Reading([])
+    if not energy.any():  # blank
+        return best
     likeliest, several = None, False
     for number, make_ink in enumerate(interpretations(rgb)):
         ink = make_ink() if only in (None, number) else None
@@ -1364,7 +1387,7 @@ def read_pixels(rgb, network, one, only=None):
         reading.interpretation = number
         if likeliest is None:
             likeliest, several = ink, reading.candidates > 2
-        if reading.rank > best.rank * LATER:
+        if reading.rank > best.rank:
             best = reading
         if best.quality > STOP:
             break
@@ -1372,7 +1395,7 @@ def read_pixels(rgb, network, one, only=None):
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
-            if len(reading.digits) > 2 and reading.rank > best.rank * LATER:
+            if len(reading.digits) > 2 and reading.rank > best.rank:
                 best = reading
                 best.quarters = quarters
     best.shape = rgb.shape[:2]
@@ -1438,10 +1461,11 @@ def mark_uncertain(digits, costs, quality):
     A letter, a face or a pattern leaves the network unsure, or much unexplained.
     """
     certainty = np.exp(np.mean(np.log([d.confidence for d in digits]) - costs))
-    limits = (CERTAIN, EXPLAINED) if len(digits) == 1 else (CERTAIN_NUMBER, EXPLAINED_NUMBER)
-    foreign = bool(certainty < limits[0] or quality < limits[1])
+    foreign = bool(certainty < CERTAIN_NUMBER or quality < EXPLAINED_NUMBER)
+    if len(digits) == 1:  # an odd shape is no doubt where the network has none
+        foreign = digits[0].confidence < CERTAIN or quality < EXPLAINED
     for digit in digits:
-        digit.uncertain = foreign or digit.confidence < CERTAIN
+        digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
 
 
 # --- Answers ---------------------------------------------------------------
