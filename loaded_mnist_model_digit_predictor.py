@@ -91,7 +91,7 @@ CHANCE = 0.03
 SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
 THIN_COST = 1.0  # of a pen thinner than a thirtieth of the length, each power of e
-CUT_COST = (0.35, 1.2)  # of cutting through ink at all, and through ink as tall as the digit
+CUT_COST = (0.2, 0.8)  # of cutting through ink at all, and through ink as tall as the digit
 JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
@@ -111,8 +111,8 @@ TOTAL = 0.3  # of the image's contrast that a reading has to explain, at least
 CERTAIN = 0.8  # confidence in a digit alone
 CERTAIN_NUMBER = 0.86  # geometric mean of the confidence in all digits, less their costs
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
-EXPLAINED = 0.36  # quality of the reading of one digit
-EXPLAINED_NUMBER = 0.55  # and of several: there is more in which to see digits by chance
+EXPLAINED = 0.36  # of what there is to explain, by a digit alone
+EXPLAINED_NUMBER = 0.48  # and by several, of which a 1 counts less, as above
 
 KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
     "Sequential Functional Model DTypePolicy InputLayer Conv2D DepthwiseConv2D SeparableConv2D "
@@ -1307,6 +1307,10 @@ class Reading:
         return sum(digit.gain for digit in self.digits)
 
     @property
+    def evidence(self):
+        return sum(digit.evidence for digit in self.digits)
+
+    @property
     def quality(self):
         """The share of what there was to explain that the digits explain, in [0, 1]."""
         return self.score / max(self.mass, 1e-6)
@@ -1314,7 +1318,7 @@ class Reading:
     @property
     def rank(self):
         """What decides between interpretations."""
-        return sum(digit.evidence for digit in self.digits) * self.quality
+        return self.evidence * self.quality
 
     def box(self, region):
         """Return a region's box (left, top, right, bottom) in pixels of the original."""
@@ -1443,7 +1447,7 @@ def read_digits(rgb, network, scale=1.0, one=False):
     costs = [region.cost for region in digits_of(lines)]
     lines = [[Digit(reading.box(r), r.glyph, r.probabilities) for r in line] for line in lines]
     augment_test_time(digits_of(lines), network)
-    mark_uncertain(digits_of(lines), costs, reading.quality)
+    mark_uncertain(digits_of(lines), costs, reading)
     return lines
 
 
@@ -1455,15 +1459,15 @@ def augment_test_time(digits, network):
         digit.probabilities = probabilities
 
 
-def mark_uncertain(digits, costs, quality):
+def mark_uncertain(digits, costs, reading):
     """Mark the digits that may be something else; all of them where the image is no number.
 
     A letter, a face or a pattern leaves the network unsure, or much unexplained.
     """
     certainty = np.exp(np.mean(np.log([d.confidence for d in digits]) - costs))
-    foreign = bool(certainty < CERTAIN_NUMBER or quality < EXPLAINED_NUMBER)
+    foreign = bool(certainty < CERTAIN_NUMBER or reading.evidence < EXPLAINED_NUMBER * reading.mass)
     if len(digits) == 1:  # an odd shape is no doubt where the network has none
-        foreign = digits[0].confidence < CERTAIN or quality < EXPLAINED
+        foreign = digits[0].confidence < CERTAIN or reading.quality < EXPLAINED
     for digit in digits:
         digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
 

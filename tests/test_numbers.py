@@ -159,7 +159,7 @@ KINDS = {  # and the share to be read exactly, at least
     tight: 0.88,
     wide: 0.93,
     of_mixed_sizes: 0.9,
-    touching: 0.4,
+    touching: 0.35,
     sloped: 0.9,
     several_lines: 0.93,
     on_ruled_paper: 0.85,
