@@ -97,6 +97,7 @@ JOIN_COST = 0.15  # of joining regions in one digit
 # The search
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
 PIECE = 0.18  # of the height: the width of the pieces into which a region is cut
+MAX_CUT = 4  # regions cut in a map, the largest
 MAX_PIECES = 8  # of them in one digit
 MAX_PAIRS = 12  # of regions tried as one digit
 KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
@@ -1138,7 +1139,7 @@ def segment_touching(regions, digits, ink, network):
             and not containment(chosen, [region]).any()
         ):
             chosen.append(region)
-    lattices = {region: segmentation_lattice(region) for region in chosen[:12]}
+    lattices = {region: segmentation_lattice(region) for region in chosen[:MAX_CUT]}
     classify([run for runs, _ in lattices.values() for _, _, run in runs], ink, network)
     return {region: viterbi(*lattice) for region, lattice in lattices.items()}
 
@@ -1395,7 +1396,7 @@ def read_pixels(rgb, network, one, only=None):
             best = reading
         if best.quality > STOP:
             break
-    if several and not one and best.quality < STOP:
+    if several and not one and best.quality < EXPLAINED_NUMBER:
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
