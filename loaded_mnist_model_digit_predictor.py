@@ -103,7 +103,7 @@ MAX_PAIRS = 12  # of regions tried as one digit
 KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
 KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
-BAR = 0.4  # of a 1's gain counts in the choice between readings
+BAR = 0.25  # of a 1's gain counts in the choice between readings
 LINE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.85  # quality of a reading that ends the search
 TOTAL = 0.3  # of the image's contrast that a reading has to explain, at least
@@ -1191,8 +1191,8 @@ def join_broken(digits, loose, ink, energy, network):
 def in_context(digits):
     """Return the digits that are like the standard: one of those that most are like.
 
-    What is small, long or faint beside it must be surer. A bar that runs out of the image and
-    is not its like is a ruling, or the edge of a sheet.
+    What is small, long or faint beside it must be surer. A bar that is longer, or not its like
+    and runs out of the image, is a ruling, the edge of a sheet or the side of a box.
     """
     if not digits:
         return digits
@@ -1209,7 +1209,9 @@ def in_context(digits):
     odd *= np.maximum(1, 0.5 / stronger) ** 2
     fits = certainty > KEEP_BESIDE * odd
     fits[standard] = certainty[standard] > KEEP
-    fits &= alike[standard] | [not (d.is_bar and d.cutoff) for d in digits]
+    edges = np.array([d.is_bar and d.cutoff > 0 for d in digits])
+    edges |= [d.is_bar for d in digits] & (longer > ALIKE)
+    fits &= alike[standard] | ~edges
     return [d for d, fit in zip(digits, fits, strict=True) if fit]
 
 
@@ -1396,7 +1398,7 @@ def read_pixels(rgb, network, one, only=None):
             best = reading
         if best.quality > STOP:
             break
-    if several and not one and best.quality < EXPLAINED_NUMBER:
+    if several and not one and best.quality < STOP:
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
