@@ -308,3 +308,39 @@ def test_plot_shows_every_digit(two_lines, tmp_path, capsys):
     plot = tmp_path / "seen.svg"
     assert predictor.main([str(tmp_path / "number.png"), "--plot", str(plot)]) == 0
     assert plot.read_text().count("#2ca02c") >= 8  # a green box around each
+
+
+# --- In company --------------------------------------------------------------
+
+
+def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0):
+    """Return a Region that the network is sure of."""
+    mask = np.ones((length, length // 2), bool)
+    probabilities = np.where(np.arange(10) == digit, 0.991, 0.001)
+    box = (0, 0, length // 2, length)
+    region = predictor.Region(*box, mask, contrast=contrast, mass=mass, cutoff=cutoff)
+    region.probabilities = probabilities
+    return region
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"digit": 1, "length": 70, "mass": 90},  # the side of a box
+        {"digit": 1, "length": 30, "contrast": 0.3, "cutoff": 0.1},  # the edge of a sheet
+        {"digit": 1, "contrast": 0.1},  # a ruling
+        {"digit": 8, "length": 7},  # a blot
+    ],
+)
+def test_what_is_unlike_the_other_digits_is_left_out(odd):
+    digits = [candidate(digit) for digit in (3, 7, 1, 5)]
+    assert predictor.in_context([*digits, candidate(**odd)]) == digits
+
+
+def test_a_1_like_the_other_digits_is_kept_at_the_border_and_so_is_any_lone_digit():
+    digits = [candidate(3, 44), candidate(1, 38, cutoff=0.5), candidate(0, 30, contrast=0.4)]
+    assert predictor.in_context(digits) == digits
+    for digit in range(10):
+        lone = [candidate(digit, cutoff=0.3)]
+        assert predictor.in_context(lone) == lone
+    assert predictor.in_context([]) == []
