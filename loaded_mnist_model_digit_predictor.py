@@ -1305,17 +1305,14 @@ class Reading:
     scale: float = 1.0  # the original's size, in its pixels
 
     @property
-    def score(self):
-        return sum(digit.gain for digit in self.digits)
-
-    @property
     def evidence(self):
+        """What the digits explain as far as it speaks for them, in units of mass."""
         return sum(digit.evidence for digit in self.digits)
 
     @property
     def quality(self):
         """The share of what there was to explain that the digits explain, in [0, 1]."""
-        return self.score / max(self.mass, 1e-6)
+        return sum(digit.gain for digit in self.digits) / max(self.mass, 1e-6)
 
     @property
     def rank(self):
@@ -1466,10 +1463,12 @@ def mark_uncertain(digits, costs, reading):
 
     A letter, a face or a pattern leaves the network unsure, or much unexplained.
     """
-    certainty = np.exp(np.mean(np.log([d.confidence for d in digits]) - costs))
-    foreign = bool(certainty < CERTAIN_NUMBER or reading.evidence < EXPLAINED_NUMBER * reading.mass)
     if len(digits) == 1:  # an odd shape is no doubt where the network has none
         foreign = digits[0].confidence < CERTAIN or reading.quality < EXPLAINED
+    else:
+        certainty = float(np.exp(np.mean(np.log([d.confidence for d in digits]) - costs)))
+        explained = reading.evidence / reading.mass
+        foreign = certainty < CERTAIN_NUMBER or explained < EXPLAINED_NUMBER
     for digit in digits:
         digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
 
