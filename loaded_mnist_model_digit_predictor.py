@@ -63,7 +63,8 @@ FORMATS = {  # Pillow's name: what such files are called in a folder
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
 LARGE = 50  # and that is the end of it if their digits are so many of those pixels long
-SMALL_SIDE = 256  # pixels; smaller images are enlarged, since regions end at whole pixels
+SMALL_SIDE = 256  # pixels; smaller images are enlarged, since regions end at whole pixels,
+TINY_SIDE = 64  # and these without blurring them: at MNIST's size each pixel is a sample
 
 # From pixels to ink
 BACKGROUND_SIDE = 160  # pixels; the background is estimated at this size
@@ -97,6 +98,7 @@ JOIN_COST = 0.15  # of joining regions in one digit
 # The search
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
 PIECE = 0.18  # of the height: the width of the pieces into which a region is cut
+SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 MAX_CUT = 4  # regions cut in a map, the largest
 MAX_PIECES = 8  # of them in one digit
 MAX_PAIRS = 12  # of regions tried as one digit
@@ -1032,49 +1034,26 @@ def best_cover(regions, cuts):
     return inside[-1][1]
 
 
-def accumulate_seams(rows):
-    """Return the least ink on a seam down through rows to each column, and the seams' steps.
+def cut_touching(mask, count):
+    """Return count - 1 straight cuts from top to bottom that cross little ink, evenly spread.
 
-    rows is float (height, width), the result (width,) and a list of (width,) for
-    each row but the first: -1, 0 or 1 column to where the seam came from. This is
-    the dynamic programming of seam carving (Avidan and Shamir, 2007).
+    mask is bool (height, width). A cut is a column for each row, float (count - 1, height),
+    at the best of SLANTS; the ink that each crosses is a share of the height.
     """
-    drift = 0.15  # of a row's ink: what a step aside costs
-    least, steps = rows[0], []
-    beside = np.full((3, len(least)), np.inf, np.float32)
-    for row in rows[1:]:
-        beside[0, 1:], beside[1], beside[2, :-1] = least[:-1] + drift, least, least[1:] + drift
-        steps.append(beside.argmin(axis=0) - 1)
-        least = row + beside.min(axis=0)
-    return least, steps
-
-
-def find_seams(mask, count):
-    """Return count - 1 cuts from top to bottom that cross little ink, evenly spread.
-
-    mask is bool (height, width); the cuts are whole columns (count - 1, height),
-    and the ink that each crosses is a share of the height.
-    """
-    rows, (height, width) = 64, mask.shape
-    ink = resized(mask.astype(np.float32), rows, width * rows / height)
-    middle = rows // 2
-    above, up = accumulate_seams(ink[: middle + 1])
-    below, down = accumulate_seams(ink[: middle - 1 : -1])
-    cost, step = above + below - ink[middle], len(above) / count
-    columns = []
-    for cut in range(1, count):
-        low, high = int((cut - 0.45) * step), int((cut + 0.45) * step) + 1
-        off_centre = np.abs(np.arange(low, high) - cut * step)
-        columns.append(low + int(np.argmin(cost[low:high] + 1e-3 * off_centre)))
-    columns = np.array(columns)
-    ways = [[columns], [columns]]
-    for way, steps in zip(ways, (up, down), strict=True):
-        for came_from in reversed(steps):
-            way.append(way[-1] + came_from[way[-1]])
-    seams = np.stack([*ways[0][::-1], *ways[1][1:]], axis=1)
-    at = (np.arange(height) + 0.5) * rows / height - 0.5
-    seams = [np.interp(at, range(rows), seam) * width / len(above) for seam in seams]
-    return np.maximum.accumulate(np.round(seams), axis=0), cost[columns] / rows
+    height, width = mask.shape
+    ink, down = mask.astype(np.float32), np.arange(height) - height / 2
+    upright = [np.float32([[1, slant, -slant * height / 2], [0, 1, 0]]) for slant in SLANTS]
+    upright = [cv2.warpAffine(ink, m, (width, height), flags=cv2.INTER_NEAREST) for m in upright]
+    profiles = np.stack([image.mean(axis=0) for image in upright])
+    cuts, crossed = [], []
+    for centre in np.arange(1, count) * width / count:
+        low, high = int(centre - 0.45 * width / count), int(centre + 0.45 * width / count) + 1
+        off_centre = np.abs(np.arange(low, high) - centre) / height
+        price = profiles[:, low:high] + 0.06 * off_centre
+        best, column = np.unravel_index(price.argmin(), price.shape)
+        crossed.append(profiles[best, low + column])
+        cuts.append(np.clip(np.round(low + column - SLANTS[best] * down), 0, width))
+    return np.maximum.accumulate(cuts, axis=0), crossed
 
 
 def segmentation_lattice(region):
@@ -1083,14 +1062,14 @@ def segmentation_lattice(region):
     Each is (first piece, piece after the last, Region).
     """
     count = max(2, round(region.width / (PIECE * region.height)))
-    seams, crossed = find_seams(region.mask, count)
-    seams = np.vstack([np.zeros(region.height), seams, np.full(region.height, region.width)])
-    cut = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
+    cuts, crossed = cut_touching(region.mask, count)
+    cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
+    costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
     column, area, runs = np.arange(region.width), max(1, int(region.mask.sum())), []
     for first, last in itertools.combinations(range(count + 1), 2):
         if last - first > MAX_PIECES or last - first == count:
             continue
-        mask = region.mask & (column >= seams[first][:, None]) & (column < seams[last][:, None])
+        mask = region.mask & (column >= cuts[first][:, None]) & (column < cuts[last][:, None])
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if len(rows) < max(1, 0.4 * region.height) or np.ptp(columns) > 1.1 * region.height:
             continue
@@ -1100,7 +1079,7 @@ def segmentation_lattice(region):
         run = Region(*map(int, box), mask, region.low, region.contrast)
         run.mass = region.mass * int(mask.sum()) / area
         run.pen = region.pen * region.length / run.length
-        run.cost = (cut[first] + cut[last]) / 2
+        run.cost = (costs[first] + costs[last]) / 2
         runs.append((first, last, run))
     return runs, count
 
@@ -1421,7 +1400,8 @@ def read_in_size(rgb, network, one):
             only = quick.interpretation
     factor = max(1, -(-SMALL_SIDE // longer))
     if factor > 1:
-        rgb = resized(rgb, height * factor, width * factor, cv2.INTER_LINEAR)
+        method = cv2.INTER_LINEAR if longer > TINY_SIDE else cv2.INTER_NEAREST
+        rgb = resized(rgb, height * factor, width * factor, method)
     reading = read_pixels(rgb, network, one, only)
     reading.scale = 1 / factor
     return reading if reading.digits or only is None else quick
