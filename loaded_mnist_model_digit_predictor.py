@@ -99,6 +99,7 @@ JOIN_COST = 0.15  # of joining regions in one digit
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
 PIECE = 0.18  # of the height: the width of the pieces into which a region is cut
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
+SOLID = 0.3  # of its height: what has a wider pen, such as a sheet, is not cut
 MAX_CUT = 4  # regions cut in a map, the largest
 MAX_PIECES = 8  # of them in one digit
 MAX_PAIRS = 12  # of regions tried as one digit
@@ -1006,12 +1007,15 @@ def containment(outer, inner):
     return (big[:, None] <= small).all(axis=2)
 
 
-def weighted_median(regions, attribute):
-    """Return the value of an attribute below which lies half of all gain of regions."""
-    values = np.array([getattr(r, attribute) for r in regions])
-    order = np.argsort(values)
-    total = np.cumsum(np.array([r.gain for r in regions])[order])
-    return float(values[order][np.searchsorted(total, total[-1] / 2)])
+def find_standard(regions):
+    """Return that of regions which most are like in length and contrast, by their evidence."""
+    length, contrast, evidence = (
+        np.array([getattr(r, name) for r in regions]) for name in ("length", "contrast", "evidence")
+    )
+    alike = np.ones((len(regions),) * 2, bool)
+    for values in (length, contrast):
+        alike &= np.maximum(values / values[:, None], values[:, None] / values) < ALIKE
+    return regions[int((alike @ evidence).argmax())]
 
 
 def best_cover(regions, cuts):
@@ -1102,7 +1106,7 @@ def segment_touching(regions, digits, ink, network):
     digits is what best_cover has read without that: a region may be cut where the network
     is less sure of it than it could be of two digits, and has seen no sure digit inside.
     """
-    size = weighted_median(digits, "height") if digits else 0
+    size = find_standard(digits).height if digits else 0
     heaviest = max(r.mass for r in regions)
     sure = [d for d in digits if d.certainty > 0.7]
     heights = np.array([d.height for d in sure])
@@ -1113,6 +1117,7 @@ def segment_touching(regions, digits, ink, network):
             and region.mass >= 0.3 * heaviest
             and 0.8 * region.height < region.width < 14 * region.height
             and region.cutoff < 0.5
+            and region.pen * region.length < SOLID * region.height
             and (not size or 0.5 < region.height / size < 2.5)
             and not (heights[inside] > 0.4 * region.height).any()
             and not containment(chosen, [region]).any()
@@ -1168,29 +1173,21 @@ def join_broken(digits, loose, ink, energy, network):
 
 
 def in_context(digits):
-    """Return the digits that are like the standard: one of those that most are like.
+    """Return the digits that are like the standard; what is small, long or faint must be surer.
 
-    What is small, long or faint beside it must be surer. A bar that is longer, or not its like
-    and runs out of the image, is a ruling, the edge of a sheet or the side of a box.
+    A bar that is longer, or not its like and runs out of the image, is a ruling, the edge of a
+    sheet or the side of a box.
     """
-    if not digits:
-        return digits
-    length, contrast, certainty, evidence = (
-        np.array([getattr(d, name) for d in digits])
-        for name in ("length", "contrast", "certainty", "evidence")
-    )
-    longer, stronger = (values / values[:, None] for values in (length, contrast))
-    alike = np.maximum(longer, 1 / longer) < ALIKE
-    alike &= np.maximum(stronger, 1 / stronger) < ALIKE
-    standard = int((alike @ evidence).argmax())
-    longer, stronger = longer[standard], stronger[standard]
-    odd = np.maximum(1, 0.5 / longer) * np.maximum(1, longer / 1.6) ** 2
-    odd *= np.maximum(1, 0.5 / stronger) ** 2
-    fits = certainty > KEEP_BESIDE * odd
-    fits[standard] = certainty[standard] > KEEP
-    bars, cut = np.array([(d.is_bar, d.cutoff > 0) for d in digits]).T
-    fits &= alike[standard] | ~(bars & (cut | (longer > ALIKE)))
-    return [d for d, fit in zip(digits, fits, strict=True) if fit]
+    standard, kept = find_standard(digits) if digits else None, []
+    for digit in digits:
+        longer, stronger = digit.length / standard.length, digit.contrast / standard.contrast
+        alike = max(longer, 1 / longer, stronger, 1 / stronger) < ALIKE
+        odd = max(1, 0.5 / longer) * max(1, longer / 1.6) ** 2 * max(1, 0.5 / stronger) ** 2
+        least = KEEP if digit is standard else KEEP_BESIDE * odd
+        stray = digit.is_bar and not alike and (digit.cutoff > 0 or longer > ALIKE)
+        if digit.certainty > least and not stray:
+            kept.append(digit)
+    return kept
 
 
 # --- Lines -----------------------------------------------------------------
@@ -1235,10 +1232,6 @@ def group_lines(regions):
                 slant = np.clip((ys[-1] - ys[0]) / max(xs[-1] - xs[0], height), -0.2, 0.2)
                 away = min(away, abs(y - level - slant * (x - xs[-3:].mean())))
             away /= max(np.median([r.height for r in last]), 0.6 * region.height)
-            shared = min(last[-1].bottom, region.bottom) - max(last[-1].top, region.top)
-            if shared > 0.6 * min(region.height, last[-1].height):
-                gap = region.left - last[-1].right
-                away = min(away, 0.5) if gap < height else away
             if away < 0.62:
                 nearest.append((away, len(nearest), line))
         if nearest:
@@ -1327,7 +1320,7 @@ def read_ink(ink, energy, network, one):
     classify(regions, ink, network)
     sure = [r for r in regions if r.gain > 0.3 * r.mass]
     if light and sure:
-        size, contrast = weighted_median(sure, "length"), weighted_median(sure, "contrast")
+        size, contrast = find_standard(sure).length, find_standard(sure).contrast
         light = [r for r in light if 0.4 < r.length / size < 2.5 and r.contrast > 0.4 * contrast]
         classify(light, ink, network)
         regions = regions + light
