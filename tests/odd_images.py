@@ -77,18 +77,14 @@ def seeds():
 
 
 def png_chunk(kind, content):
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-    )
+    crc = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + crc
 
 
-def png_with(*chunks):
+def png_with(chunks):
     """Return a seed PNG with more chunks after its header."""
     data = seeds()["png"]
-    return data[:33] + b"".join(chunks) + data[33:]
+    return data[:33] + chunks + data[33:]
 
 
 @functools.cache
@@ -108,13 +104,8 @@ def png_bomb(width, height, depth=8, colour=0):
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     palette = [png_chunk(b"PLTE", bytes(768)), png_chunk(b"tRNS", b"\0")] if colour == 3 else []
-    pixels = deflated_zeros(height * (1 + width * channels * depth // 8))
-    chunks = [
-        png_chunk(b"IHDR", header),
-        *palette,
-        png_chunk(b"IDAT", pixels),
-        png_chunk(b"IEND", b""),
-    ]
+    pixels = png_chunk(b"IDAT", deflated_zeros(height * (1 + width * channels * depth // 8)))
+    chunks = [png_chunk(b"IHDR", header), *palette, pixels, png_chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -214,14 +205,6 @@ def with_tag(data, tag, row):
     return data[:at] + struct.pack("<HHII", *row) + data[at + 12 :]
 
 
-def flipped(name, share=0.5, seed=1):
-    """Return a seed with some bytes after that share of it damaged."""
-    data, dice = bytearray(seeds()[name]), random.Random(seed)
-    for _ in range(30):
-        data[dice.randrange(int(share * len(data)), len(data))] = dice.randrange(256)
-    return bytes(data)
-
-
 def small_images():
     """Return {file name: (bytes, the pattern of its answer)}; None where any answer will do."""
     cases = {
@@ -231,51 +214,36 @@ def small_images():
         "0x0.png": (png_of_size(0, 0), REFUSED),
         "1x1.png": (encoded("PNG", Image.new("L", (1, 1))), BLANK),
         "1x30000.png": (encoded("PNG", Image.new("L", (1, 30_000), 255)), BLANK),
-        "30000x1.png": (encoded("PNG", Image.new("L", (30_000, 1), 255)), BLANK),
         "blank.png": (encoded("PNG", Image.new("RGB", (300, 200), "white")), BLANK),
-        "black.bmp": (encoded("BMP", Image.new("L", (300, 200))), BLANK),
         "110 megapixels.png": (png_of_size(11_000, 10_000), "too large .110 megapixels"),
         "110 megapixels.jpg": (jpeg_of_size(11_000, 10_000), "too large"),
-        "4 gigapixels.png": (png_of_size(2**31 - 1, 2), "too large|damaged|not an image"),
         "named.png": (seeds()["jpeg"], "7"),
         "without": (seeds()["webp"], "7"),
         "thumbnail.jpg": (jpeg_with(segment(0xE0, b"JFXX\0\x10" + seeds()["jpeg"])), "7"),
         "photoshop.jpg": (jpeg_with(segment(0xED, b"Photoshop 3.0\0" + b"8BIM" * 99)), "7"),
-        "profile.jpg": (jpeg_with(segment(0xE2, b"ICC_PROFILE\0\x01\x09" + b"x" * 999)), "7"),
         "profile.png": (png_with(png_chunk(b"iCCP", b"x\0\0" + zlib.compress(b"y" * 999))), "7"),
         "profile bomb.png": (png_with(png_chunk(b"iCCP", b"x\0\0" + deflated_zeros(10**8))), None),
         "text bombs.png": (
-            png_with(*[png_chunk(b"zTXt", b"x\0\0" + deflated_zeros(10**6))] * 99),
+            png_with(png_chunk(b"zTXt", b"x\0\0" + deflated_zeros(10**6)) * 99),
             None,
         ),
         "exif garbage.jpg": (jpeg_with(segment(0xE1, b"Exif\0\0" + b"garbage" * 99)), "7"),
         "exif turned 77.jpg": (exif((0x0112, 3, 1, 77)), "7"),
         "exif turned in words.jpg": (exif((0x0112, 2, 4, 0x414141)), "7"),
-        "exif turned nowhere.jpg": (exif((0x0112, 5, 1, 2**31)), "7"),
         "exif loop.jpg": (exif((0x8769, 4, 1, 8), (0x0112, 3, 1, 1)), "7"),
         "directory loop.tif": (with_next_directory(seeds()["tiff-float"], 8), None),
         "no directory.tif": (b"II*\0\xff\xff\xff\x7f", REFUSED),
         "strips nowhere.tif": (with_tag(seeds()["tiff-lzw"], 273, (273, 4, 1, 2**31)), REFUSED),
         "990 samples.tif": (with_tag(seeds()["tiff-lzw"], 278, (277, 3, 1, 990)), REFUSED),
         "odd fax.tif": (with_tag(seeds()["tiff-fax"], 257, (257, 3, 1, 57)), None),
-        "not a number.tif": (
-            encoded("TIFF", Image.fromarray(np.full((50, 60), np.nan, np.float32))),
-            BLANK,
-        ),
-        "infinite.tif": (
-            encoded(
-                "TIFF", Image.fromarray(np.tile([np.inf, -np.inf, 3e38], (50, 20)).astype("f4"))
-            ),
-            None,
-        ),
+        "not a number.tif": (encoded("TIFF", np.full((50, 60), np.nan, np.float32)), BLANK),
+        "infinite.tif": (encoded("TIFF", np.float32([[np.inf, -np.inf, 3e38] * 20] * 50)), None),
     }
     for name, data in seeds().items():
         suffix = name.split("-")[0]
         cases[f"whole {name}.{suffix}"] = (data, "7")
         cases[f"truncated {name}.{suffix}"] = (data[: len(data) // 2], None)
         cases[f"beginning of {name}.{suffix}"] = (data[:20], REFUSED)
-        cases[f"corrupted {name}.{suffix}"] = (flipped(name), None)
-        cases[f"corrupted head of {name}.{suffix}"] = (flipped(name, 0.05), None)
     return cases
 
 

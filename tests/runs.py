@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -198,15 +197,8 @@ def fill_disks_and_interrupt(folder, data):
 # --- The predictor ----------------------------------------------------------------
 
 
-@dataclass
-class Run:
-    """How a run of the predictor ended, and what it took."""
-
-    status: int
-    out: str
-    err: str
-    seconds: float  # of processor time, on all cores
-    megabytes: float  # of the largest process
+# How it ended, and what it took: processor time on all cores, memory of the largest process.
+Run = namedtuple("Run", "status out err seconds megabytes")
 
 
 # Linux counts the memory of whoever starts a program as the program's; this starter has little,

@@ -12,6 +12,7 @@ import termios
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from odd_images import SIZE, clear_digit, picture_of
@@ -385,12 +386,13 @@ def test_plot_that_fails_leaves_the_old_picture(album, tmp_path):
     assert os.listdir(tmp_path) == ["seen.png"]
 
 
-def test_show_without_a_display_warns_on_stderr(album):
-    result = run_predictor("7.png", "--show", cwd=album, env={**os.environ, "MPLBACKEND": "agg"})
-    assert result.status == 0
-    assert result.out.split()[:2] == ["7.png", "7"]
-    assert result.err.count("\n") == 1
-    assert "--plot" in result.err
+def test_show_without_a_display_warns_on_stderr(album, monkeypatch, capsys):
+    monkeypatch.chdir(album)
+    matplotlib.use("agg")
+    assert predictor.main(["7.png", "--show"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.split()[:2] == ["7.png", "7"]
+    assert printed.err.count("\n") == 1 and "--plot" in printed.err
 
 
 # --- At a terminal --------------------------------------------------------------

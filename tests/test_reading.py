@@ -90,17 +90,15 @@ def on_lines(spacing, grid):
     return scene
 
 
-def coloured(random, digit):
-    pens = [(200, 40, 40), (30, 60, 190), (20, 130, 60), (230, 130, 30), (150, 190, 240)]
-    ink = placed(drawn(digit, 100), SIZE, random=random)
-    return photographed(inked(WHITE, ink, pens[random.integers(len(pens))]), random)
+def in_colours(*pairs):
+    """Return a scene in one of several pairs of colours: paper and pen."""
 
+    def scene(random, digit):
+        ink = placed(drawn(digit, 100), SIZE, random=random)
+        paper, pen = pairs[random.integers(len(pairs))]
+        return photographed(inked(paper, ink, pen), random)
 
-def coloured_on_colour(random, digit):
-    ink = placed(drawn(digit, 100), SIZE, random=random)
-    pairs = [((250, 235, 120), (190, 30, 60)), ((30, 60, 120), (250, 220, 80))]
-    paper, colour = pairs[random.integers(2)]
-    return photographed(inked(paper, ink, colour), random)
+    return scene
 
 
 def specked(random, digit):
@@ -156,6 +154,8 @@ def on_a_turned_sheet(random, digit):
     return photographed(sheet, random)
 
 
+PENS = [(200, 40, 40), (30, 60, 190), (20, 130, 60), (230, 130, 30), (150, 190, 240)]
+YELLOW_AND_BLUE = [((250, 235, 120), (190, 30, 60)), ((30, 60, 120), (250, 220, 80))]
 SCENES = {  # and the share of digits to be read, at least
     "dark on light": (0.93, on_paper((235, 233, 228), (40, 40, 45))),
     "light on dark": (0.93, on_paper((38, 52, 44), (225, 225, 220))),
@@ -169,8 +169,8 @@ SCENES = {  # and the share of digits to be read, at least
     "hard shadow": (0.93, in_a_shadow(hard=True)),
     "on rulings": (0.93, on_lines(40, grid=False)),
     "on a grid": (0.55, on_lines(30, grid=True)),
-    "coloured": (0.93, coloured),
-    "coloured on colour": (0.93, coloured_on_colour),
+    "coloured": (0.93, in_colours(*[(WHITE, pen) for pen in PENS])),
+    "coloured on colour": (0.93, in_colours(*YELLOW_AND_BLUE)),
     "specked": (0.93, specked),
     "on a desk": (0.9, on_a_desk),
     "in a box": (0.75, in_a_box),

@@ -25,8 +25,6 @@ from importlib.metadata import version
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 from runs import COMMITTED_MODEL, OUTPUTS, ROOT, SCRIPT, SMALL_DISKS, contents, old_files
@@ -724,29 +722,6 @@ def test_npz_with_any_one_byte_wrong_is_read_or_refused(tmp_path):
             accepts_or_refuses(path)
 
 
-HEADER_VALUES = st.one_of(
-    st.sampled_from(["'|u1'", "'O'", "False", "(20, 28, 28)", "(20,)", "()", "None", "1e9", "[]"]),
-    st.integers().map(str),
-    st.text(max_size=12),
-)
-
-
-@pytest.mark.filterwarnings("ignore")  # whatever ast and numpy think of odd headers
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
-@given(
-    st.one_of(
-        st.text(max_size=40),
-        st.lists(HEADER_VALUES, min_size=3, max_size=3).map(
-            "{{'descr': {0[0]}, 'fortran_order': {0[1]}, 'shape': {0[2]}}}".format
-        ),
-    )
-)
-def test_npz_with_any_header_is_read_or_refused(tmp_path_factory, header):
-    path = tmp_path_factory.getbasetemp() / "header.npz"
-    path.write_bytes(with_member(npy_header(header)))
-    accepts_or_refuses(path)
-
-
 # --- The cache and the network ---------------------------------------------
 
 
@@ -931,11 +906,6 @@ def test_full_disk_is_found_before_the_training(tmp_path, capsys, monkeypatch):
     line = refusal(capsys, "--output", tmp_path / "models" / "mnist_model.h5")
     assert f"{tmp_path}/models: the disk is full" in line
     assert contents(tmp_path / "models") == old
-
-
-def test_output_folder_is_made_and_left_clean(tmp_path):
-    script.check_output(tmp_path / "a" / "b" / "mnist_model.h5")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
 # --- Runs that are cut short -----------------------------------------------
