@@ -27,7 +27,7 @@ TARGET = 0.9903  # test accuracy that both recipes race to
 
 
 def race(images, labels):
-    """Return a Keras callback that times epochs and, off the clock, reads the test set after each."""
+    """Return a Keras callback that times epochs and, off the clock, reads the test set."""
     import keras
 
     class Race(keras.callbacks.Callback):

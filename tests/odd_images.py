@@ -109,41 +109,6 @@ def png_bomb(width, height, depth=8, colour=0):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def tiff(tags, content=b""):
-    """Return a TIFF of one directory: tags are (tag, type, count, value), then content.
-
-    A value of None points to the content.
-    """
-    at = 8 + 2 + 12 * len(tags) + 4
-    rows = (
-        struct.pack("<HHII", *row[:3], at if row[3] is None else row[3]) for row in sorted(tags)
-    )
-    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(rows) + bytes(4) + content
-
-
-def tiff_bomb(width, height, bits, channels=1, photometric=1, sample=1):
-    """Return a small black TIFF of any size, deflated in one strip."""
-    content = deflated_zeros(height * (width * channels * bits // 8))
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 8)]
-    size = len(content)
-    if channels > 2:  # too many to fit into the tag
-        tags[2] = (258, 3, channels, 8 + 2 + 12 * 10 + 4 + size)
-        content += struct.pack("<H", bits) * channels
-    tags += [(262, 3, 1, photometric), (273, 4, 1, None), (277, 3, 1, channels)]
-    tags += [(278, 4, 1, height), (279, 4, 1, size), (339, 3, 1, sample)]
-    return tiff(tags, content)
-
-
-def webp_bomb(width, height):
-    """Return a lossless WebP of any size in 34 bytes: a flat picture needs no bits."""
-    data = bytearray(encoded("WEBP", Image.new("RGB", (16, 16)), lossless=True))
-    start = data.index(b"VP8L") + 9
-    bits = int.from_bytes(data[start : start + 4], "little") >> 28 << 28
-    bits |= (width - 1) | (height - 1) << 14
-    data[start : start + 4] = bits.to_bytes(4, "little")
-    return bytes(data)
-
-
 def bmp_rle(width, height):
     """Return a run-length coded BMP whose rows all end early, after one pixel."""
     pixels = b"\x01\x00\x00\x00" * height + b"\x00\x01"
@@ -157,14 +122,6 @@ def png_of_size(width, height):
     data = seeds()["png"]
     header = struct.pack(">II", width, height) + data[24:29]
     return data[:8] + png_chunk(b"IHDR", header) + data[33:]
-
-
-def jpeg_of_size(width, height):
-    """Return a JPEG that claims to be of that size and holds less."""
-    data = bytearray(encoded("JPEG"))
-    start = data.index(b"\xff\xc0") + 5
-    data[start : start + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
 
 
 @functools.cache
@@ -187,14 +144,9 @@ def segment(marker, content):
 
 def exif(*tags):
     """Return a JPEG with such EXIF: (tag, type, count, value)."""
-    return jpeg_with(segment(0xE1, b"Exif\0\0" + tiff(tags)), of="jpeg-progressive")
-
-
-def with_next_directory(data, offset):
-    """Return a TIFF whose first directory is followed by the one at offset."""
-    directory = struct.unpack("<I", data[4:8])[0]
-    end = directory + 2 + 12 * struct.unpack("<H", data[directory : directory + 2])[0]
-    return data[:end] + struct.pack("<I", offset) + data[end + 4 :]
+    rows = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
+    directory = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + rows + bytes(4)
+    return jpeg_with(segment(0xE1, b"Exif\0\0" + directory), of="jpeg-progressive")
 
 
 def with_tag(data, tag, row):
@@ -216,7 +168,6 @@ def small_images():
         "1x30000.png": (encoded("PNG", Image.new("L", (1, 30_000), 255)), BLANK),
         "blank.png": (encoded("PNG", Image.new("RGB", (300, 200), "white")), BLANK),
         "110 megapixels.png": (png_of_size(11_000, 10_000), "too large .110 megapixels"),
-        "110 megapixels.jpg": (jpeg_of_size(11_000, 10_000), "too large"),
         "named.png": (seeds()["jpeg"], "7"),
         "without": (seeds()["webp"], "7"),
         "thumbnail.jpg": (jpeg_with(segment(0xE0, b"JFXX\0\x10" + seeds()["jpeg"])), "7"),
@@ -231,7 +182,6 @@ def small_images():
         "exif turned 77.jpg": (exif((0x0112, 3, 1, 77)), "7"),
         "exif turned in words.jpg": (exif((0x0112, 2, 4, 0x414141)), "7"),
         "exif loop.jpg": (exif((0x8769, 4, 1, 8), (0x0112, 3, 1, 1)), "7"),
-        "directory loop.tif": (with_next_directory(seeds()["tiff-float"], 8), None),
         "no directory.tif": (b"II*\0\xff\xff\xff\x7f", REFUSED),
         "strips nowhere.tif": (with_tag(seeds()["tiff-lzw"], 273, (273, 4, 1, 2**31)), REFUSED),
         "990 samples.tif": (with_tag(seeds()["tiff-lzw"], 278, (277, 3, 1, 990)), REFUSED),
@@ -258,10 +208,7 @@ FOREIGN = {  # formats that Pillow or pillow_heif know and the predictor does no
 }
 
 
-GREY_TAGS = [  # of a TIFF, 9 pixels a side
-    *[(256, 3, 1, 9), (257, 3, 1, 9), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)],
-    *[(277, 3, 1, 1), (278, 3, 1, 9), (279, 4, 1, 81)],
-]
+DEFLATED = {"compression": "tiff_adobe_deflate"}
 HEAVY = {  # images below the limit on pixels that expand as much as they can, or keep decoders busy
     "grey.png": lambda: png_bomb(SIDE, SIDE),
     "grey, 16 bits.png": lambda: png_bomb(SIDE, SIDE, depth=16),
@@ -269,17 +216,12 @@ HEAVY = {  # images below the limit on pixels that expand as much as they can, o
     "transparent grey.png": lambda: png_bomb(SIDE, SIDE, colour=4),
     "transparent.png": lambda: png_bomb(SIDE, SIDE, colour=6),
     "tall.png": lambda: png_bomb(1, SIDE**2),
-    "float.tif": lambda: tiff_bomb(SIDE, SIDE, 32, sample=3),
-    "cmyk.tif": lambda: tiff_bomb(SIDE, SIDE, 8, channels=4, photometric=5),
-    "flat.webp": lambda: webp_bomb(SIDE, SIDE),
+    "float.tif": lambda: encoded("TIFF", Image.new("F", (SIDE, SIDE)), **DEFLATED),
+    "cmyk.tif": lambda: encoded("TIFF", Image.new("CMYK", (SIDE, SIDE)), **DEFLATED),
     "flat.gif": lambda: encoded("GIF", Image.new("L", (SIDE, SIDE), 255)),
     "run lengths.bmp": lambda: bmp_rle(SIDE, SIDE),
     "progressive.jpg": large_jpeg,
     "many scans.jpg": lambda: large_jpeg(scans=300),
     "much exif.jpg": lambda: jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 500),
     "many chunks.png": lambda: png_with(png_chunk(b"teSt", b"") * 1_000_000),
-    "many numbers.tif": lambda: tiff(
-        [*GREY_TAGS, (273, 4, 1, 200), (282, 5, 10**6, None), (283, 5, 10**6, None)],
-        b"\1\0\0\0" * 2_000_000,
-    ),
 }

@@ -215,14 +215,10 @@ def test_one_gives_exactly_one_digit(text):
 
 @pytest.fixture(scope="module")
 def two_lines():
-    """A picture of two lines that are easy to read, and their text."""
-    for seed in range(50, 60):
-        random = np.random.default_rng(seed)
-        inks = [written(random, text, height=44) for text in ("2047", "0135")]
-        picture = on_paper(random, page(inks, 90))
-        if text_in(picture) == "2047\n0135":
-            return picture
-    raise AssertionError("none of ten easy pictures is read")
+    """A picture of two lines that are easy to read: 2047 and 0135."""
+    random = np.random.default_rng(50)
+    inks = [written(random, text, height=44) for text in ("2047", "0135")]
+    return on_paper(random, page(inks, 90))
 
 
 def test_json_has_lines_and_boxes_in_reading_order(two_lines, tmp_path, capsys):
