@@ -137,20 +137,6 @@ def executing():
     return {"name": "x", "function": function, "arguments": {}}
 
 
-def wide_convolutions(file, folder):
-    """Make few weights ask for 26 GB: one filter a pixel, 65,000 of them."""
-    layers = [
-        ("Conv2D", {"name": "wide", "kernel_size": [1, 1], "filters": 65_000}),
-        ("Conv2D", {"name": "narrow", "kernel_size": [1, 1], "filters": 1}),
-    ]
-    common = {"strides": [1, 1], "padding": "valid", "data_format": "channels_last"}
-    common |= {"dilation_rate": [1, 1], "groups": 1, "activation": "relu", "use_bias": True}
-    added(*((kind, {**settings, **common}) for kind, settings in layers), at=1)(file, folder)
-    for name, shape in (("wide", (1, 1, 1, 65_000)), ("narrow", (1, 1, 65_000, 1))):
-        file[f"model_weights/{name}/kernel"] = np.zeros(shape, "f4")
-        file[f"model_weights/{name}/bias"] = np.zeros(shape[-1:], "f4")
-
-
 def far_padding(file, folder):
     """Have Keras pad a digit to 30,000 pixels a side, 3.6 GB, for weights that are not there."""
     settings = {"name": "pad", "padding": [[15_000, 15_000], [15_000, 15_000]]}
@@ -239,7 +225,6 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     "virtual weights": (replaced(virtual), ELSEWHERE),
     "externally stored weights": (replaced(external), ELSEWHERE),
     "loop of groups": (group_loop, ELSEWHERE),
-    "wide convolutions": (wide_convolutions, HUGE),
 }
 KERAS_MODELS = {  # what only Keras, within its limits, can tell is bad
     "nested model": added(("Sequential", {"name": "x", "layers": []})),

@@ -348,11 +348,9 @@ SHAPES = st.one_of(
 )
 PATTERNS = {
     "noise": lambda dice, shape: dice.integers(0, 256, shape),
-    "faint": lambda dice, shape: dice.integers(0, 2, shape) + 128,
     "flat": lambda dice, shape: np.full(shape, dice.integers(256)),
     "rare": lambda dice, shape: 255 * (dice.random(shape) > 0.02),
     "stripes": lambda dice, shape: np.full(shape, 255) * (np.arange(shape[1])[:, None] // 3 % 2),
-    "ramp": lambda dice, shape: np.broadcast_to(np.linspace(0, 255, shape[1])[:, None], shape),
     "blots": lambda dice, shape: 255 * (np.sin(np.arange(shape[0])[:, None, None] / 5)
                                         + np.sin(np.arange(shape[1])[None, :, None] / 4)
                                         + np.zeros(shape) > 0.8),
