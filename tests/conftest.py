@@ -48,8 +48,6 @@ def beside(request, tmp_path_factory):
     Most tests leave one of two cores idle.
     """
     waiting = {name for item in request.session.items for name in item.fixturenames}
-    if "reader" in waiting and not runs.COMMITTED_MODEL.exists():
-        waiting.add("trained")
     started = {}
     with ThreadPoolExecutor(1) as pool:
         for name, (run, *needs) in runs.LONG_RUNS.items():
@@ -70,6 +68,4 @@ def result_of(name):
     return result
 
 
-(placed_digits, heavy, keras_models, trained, small_runs, interrupted, killed) = map(
-    result_of, runs.LONG_RUNS
-)
+readings, heavy, keras_models, trained, small_runs, failures = map(result_of, runs.LONG_RUNS)

@@ -12,9 +12,7 @@ from PIL import Image
 from scenes import WHITE, as_file, drawn, inked, mnist, network, placed
 
 SIZE = (300, 240)  # of a picture of one digit
-SIDE = (
-    7000  # pixels of heavy images: what takes more memory than the predictor allows, or just less
-)
+SIDE = 7000  # pixels of heavy images: they take just less memory than is allowed, or more
 REFUSED = "not an image|damaged"
 BLANK = "no digit found"
 
@@ -79,18 +77,14 @@ def seeds():
 
 
 def png_chunk(kind, content):
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-    )
+    crc = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + crc
 
 
-def png_with(*chunks, of="png"):
+def png_with(chunks):
     """Return a seed PNG with more chunks after its header."""
-    data = seeds()[of]
-    return data[:33] + b"".join(chunks) + data[33:]
+    data = seeds()["png"]
+    return data[:33] + chunks + data[33:]
 
 
 @functools.cache
@@ -110,49 +104,9 @@ def png_bomb(width, height, depth=8, colour=0):
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     palette = [png_chunk(b"PLTE", bytes(768)), png_chunk(b"tRNS", b"\0")] if colour == 3 else []
-    pixels = deflated_zeros(height * (1 + width * channels * depth // 8))
-    chunks = [
-        png_chunk(b"IHDR", header),
-        *palette,
-        png_chunk(b"IDAT", pixels),
-        png_chunk(b"IEND", b""),
-    ]
+    pixels = png_chunk(b"IDAT", deflated_zeros(height * (1 + width * channels * depth // 8)))
+    chunks = [png_chunk(b"IHDR", header), *palette, pixels, png_chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def tiff(tags, content=b""):
-    """Return a TIFF of one directory: tags are (tag, type, count, value), then content.
-
-    A value of None points to the content.
-    """
-    at = 8 + 2 + 12 * len(tags) + 4
-    rows = (
-        struct.pack("<HHII", *row[:3], at if row[3] is None else row[3]) for row in sorted(tags)
-    )
-    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(rows) + bytes(4) + content
-
-
-def tiff_bomb(width, height, bits, channels=1, photometric=1, sample=1):
-    """Return a small black TIFF of any size, deflated in one strip."""
-    content = deflated_zeros(height * (width * channels * bits // 8))
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 8)]
-    size = len(content)
-    if channels > 2:  # too many to fit into the tag
-        tags[2] = (258, 3, channels, 8 + 2 + 12 * 10 + 4 + size)
-        content += struct.pack("<H", bits) * channels
-    tags += [(262, 3, 1, photometric), (273, 4, 1, None), (277, 3, 1, channels)]
-    tags += [(278, 4, 1, height), (279, 4, 1, size), (339, 3, 1, sample)]
-    return tiff(tags, content)
-
-
-def webp_bomb(width, height):
-    """Return a lossless WebP of any size in 34 bytes: a flat picture needs no bits."""
-    data = bytearray(encoded("WEBP", Image.new("RGB", (16, 16)), lossless=True))
-    start = data.index(b"VP8L") + 9
-    bits = int.from_bytes(data[start : start + 4], "little") >> 28 << 28
-    bits |= (width - 1) | (height - 1) << 14
-    data[start : start + 4] = bits.to_bytes(4, "little")
-    return bytes(data)
 
 
 def bmp_rle(width, height):
@@ -163,33 +117,11 @@ def bmp_rle(width, height):
     return header + bytes(range(256)) * 4 + pixels
 
 
-def gif_bomb(width, height):
-    """Return a flat GIF whose codes are patched from a smaller one's, so that they run out."""
-    data = bytearray(encoded("GIF", Image.new("L", (600, 600), 255)))
-    frame = data.index(b"\x2c\0\0\0\0") + 5
-    data[6:10] = data[frame : frame + 4] = struct.pack("<HH", width, height)
-    return bytes(data)
-
-
 def png_of_size(width, height):
     """Return a PNG whose header claims a size and whose pixels are missing."""
     data = seeds()["png"]
     header = struct.pack(">II", width, height) + data[24:29]
     return data[:8] + png_chunk(b"IHDR", header) + data[33:]
-
-
-def gif_with_comment(blocks):
-    data = seeds()["gif"]
-    start = data.index(b"\x2c\0\0")
-    return data[:start] + b"\x21\xfe" + (b"\xff" + b"a" * 255) * blocks + b"\0" + data[start:]
-
-
-def jpeg_of_size(width, height):
-    """Return a JPEG that claims to be of that size and holds less."""
-    data = bytearray(encoded("JPEG"))
-    start = data.index(b"\xff\xc0") + 5
-    data[start : start + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
 
 
 @functools.cache
@@ -212,19 +144,9 @@ def segment(marker, content):
 
 def exif(*tags):
     """Return a JPEG with such EXIF: (tag, type, count, value)."""
-    return jpeg_with(segment(0xE1, b"Exif\0\0" + tiff(tags)), of="jpeg-progressive")
-
-
-def exif_loop(pointer):
-    """Return a JPEG with EXIF whose directory points back to itself."""
-    return exif((pointer, 4, 1, 8), (0x0112, 3, 1, 1))
-
-
-def with_next_directory(data, offset):
-    """Return a TIFF whose first directory is followed by the one at offset."""
-    directory = struct.unpack("<I", data[4:8])[0]
-    end = directory + 2 + 12 * struct.unpack("<H", data[directory : directory + 2])[0]
-    return data[:end] + struct.pack("<I", offset) + data[end + 4 :]
+    rows = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
+    directory = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + rows + bytes(4)
+    return jpeg_with(segment(0xE1, b"Exif\0\0" + directory), of="jpeg-progressive")
 
 
 def with_tag(data, tag, row):
@@ -235,149 +157,71 @@ def with_tag(data, tag, row):
     return data[:at] + struct.pack("<HHII", *row) + data[at + 12 :]
 
 
-def flipped(name, share=0.5, seed=1):
-    """Return a seed with some bytes after that share of it damaged."""
-    data, dice = bytearray(seeds()[name]), random.Random(seed)
-    for _ in range(30):
-        data[dice.randrange(int(share * len(data)), len(data))] = dice.randrange(256)
-    return bytes(data)
-
-
 def small_images():
     """Return {file name: (bytes, the pattern of its answer)}; None where any answer will do."""
     cases = {
         "empty.png": (b"", "the file is empty"),
         "text.png": (b"To be or not to be\n" * 50, REFUSED),
-        "text.txt": (b"7\n", REFUSED),
-        "page.html": (b"<html><img src='7.png'></html>", REFUSED),
-        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", REFUSED),
-        "zeros.jpg": (bytes(5000), REFUSED),
         "noise.png": (random.Random(0).randbytes(5000), REFUSED),
-        "signature.png": (b"\x89PNG\r\n\x1a\n", REFUSED),
-        "signature.jpg": (b"\xff\xd8\xff", REFUSED),
-        "signature.gif": (b"GIF89a", REFUSED),
-        "signature.heic": (b"\0\0\0\x18ftypheic\0\0\0\0", REFUSED),
         "0x0.png": (png_of_size(0, 0), REFUSED),
-        "0x5.gif": (gif_bomb(0, 5), None),
         "1x1.png": (encoded("PNG", Image.new("L", (1, 1))), BLANK),
-        "1x1.gif": (encoded("GIF", Image.new("L", (1, 1))), BLANK),
-        "1x1.jpg": (encoded("JPEG", Image.new("RGB", (1, 1), "red")), BLANK),
         "1x30000.png": (encoded("PNG", Image.new("L", (1, 30_000), 255)), BLANK),
-        "30000x1.png": (encoded("PNG", Image.new("L", (30_000, 1), 255)), BLANK),
-        "30000x1.tif": (encoded("TIFF", Image.new("RGB", (30_000, 1), "red")), BLANK),
         "blank.png": (encoded("PNG", Image.new("RGB", (300, 200), "white")), BLANK),
-        "black.bmp": (encoded("BMP", Image.new("L", (300, 200))), BLANK),
         "110 megapixels.png": (png_of_size(11_000, 10_000), "too large .110 megapixels"),
-        "110 megapixels.jpg": (jpeg_of_size(11_000, 10_000), "too large"),
-        "110 megapixels.gif": (gif_bomb(11_000, 10_000), "too large"),
-        "110 megapixels.bmp": (bmp_rle(11_000, 10_000)[:2000], "too large"),
-        "110 megapixels.webp": (webp_bomb(11_000, 10_000), "too large"),
-        "110 megapixels.tif": (tiff_bomb(11_000, 10_000, 8), "too large"),
-        "4 gigapixels.png": (png_of_size(2**31 - 1, 2), "too large|damaged|not an image"),
-        "65535x65535.jpg": (jpeg_of_size(65_535, 65_535), "too large|damaged"),
         "named.png": (seeds()["jpeg"], "7"),
-        "named.jpg": (seeds()["gif"], "7"),
-        "named.txt": (seeds()["png"], "7"),
         "without": (seeds()["webp"], "7"),
         "thumbnail.jpg": (jpeg_with(segment(0xE0, b"JFXX\0\x10" + seeds()["jpeg"])), "7"),
         "photoshop.jpg": (jpeg_with(segment(0xED, b"Photoshop 3.0\0" + b"8BIM" * 99)), "7"),
-        "profile.jpg": (jpeg_with(segment(0xE2, b"ICC_PROFILE\0\x01\x09" + b"x" * 999)), "7"),
         "profile.png": (png_with(png_chunk(b"iCCP", b"x\0\0" + zlib.compress(b"y" * 999))), "7"),
-        "not a profile.png": (png_with(png_chunk(b"iCCP", b"x\0\0garbage")), None),
         "profile bomb.png": (png_with(png_chunk(b"iCCP", b"x\0\0" + deflated_zeros(10**8))), None),
-        "text bomb.png": (png_with(png_chunk(b"zTXt", b"x\0\0" + deflated_zeros(10**8))), None),
         "text bombs.png": (
-            png_with(*[png_chunk(b"zTXt", b"x\0\0" + deflated_zeros(10**6))] * 99),
+            png_with(png_chunk(b"zTXt", b"x\0\0" + deflated_zeros(10**6)) * 99),
             None,
         ),
         "exif garbage.jpg": (jpeg_with(segment(0xE1, b"Exif\0\0" + b"garbage" * 99)), "7"),
-        "exif garbage.png": (png_with(png_chunk(b"eXIf", b"II*\0" + b"\xff" * 99), of="apng"), "7"),
         "exif turned 77.jpg": (exif((0x0112, 3, 1, 77)), "7"),
-        "exif turned 4 billion.jpg": (exif((0x0112, 4, 1, 2**32 - 1)), "7"),
         "exif turned in words.jpg": (exif((0x0112, 2, 4, 0x414141)), "7"),
-        "exif turned nowhere.jpg": (exif((0x0112, 5, 1, 2**31)), "7"),
-        "exif many turns.jpg": (exif((0x0112, 3, 2**31, 8)), "7"),
-        "exif of unknown type.jpg": (exif((0x0112, 99, 1, 1)), "7"),
-        "exif loop.jpg": (exif_loop(0x8769), "7"),
-        "exif gps loop.jpg": (exif_loop(0x8825), "7"),
-        "exif interoperability loop.jpg": (exif_loop(0xA005), "7"),
-        "directory loop.tif": (with_next_directory(seeds()["tiff-float"], 8), None),
-        "directory nowhere.tif": (with_next_directory(seeds()["tiff-float"], 2**31), None),
+        "exif loop.jpg": (exif((0x8769, 4, 1, 8), (0x0112, 3, 1, 1)), "7"),
         "no directory.tif": (b"II*\0\xff\xff\xff\x7f", REFUSED),
-        "sub-directory loop.tif": (with_tag(seeds()["tiff-float"], 284, (330, 4, 1, 8)), None),
-        "no strips.tif": (with_tag(seeds()["tiff-lzw"], 279, (279, 4, 0, 0)), None),
         "strips nowhere.tif": (with_tag(seeds()["tiff-lzw"], 273, (273, 4, 1, 2**31)), REFUSED),
         "990 samples.tif": (with_tag(seeds()["tiff-lzw"], 278, (277, 3, 1, 990)), REFUSED),
         "odd fax.tif": (with_tag(seeds()["tiff-fax"], 257, (257, 3, 1, 57)), None),
-        "corrupted fax.tif": (
-            seeds()["tiff-fax"][:8] + b"\x55" * 40 + seeds()["tiff-fax"][48:],
-            None,
-        ),
-        "not a number.tif": (
-            encoded("TIFF", Image.fromarray(np.full((50, 60), np.nan, np.float32))),
-            BLANK,
-        ),
-        "infinite.tif": (
-            encoded(
-                "TIFF", Image.fromarray(np.tile([np.inf, -np.inf, 3e38], (50, 20)).astype("f4"))
-            ),
-            None,
-        ),
+        "not a number.tif": (encoded("TIFF", np.full((50, 60), np.nan, np.float32)), BLANK),
+        "infinite.tif": (encoded("TIFF", np.float32([[np.inf, -np.inf, 3e38] * 20] * 50)), None),
     }
     for name, data in seeds().items():
         suffix = name.split("-")[0]
         cases[f"whole {name}.{suffix}"] = (data, "7")
         cases[f"truncated {name}.{suffix}"] = (data[: len(data) // 2], None)
         cases[f"beginning of {name}.{suffix}"] = (data[:20], REFUSED)
-        cases[f"corrupted {name}.{suffix}"] = (flipped(name), None)
-        cases[f"corrupted head of {name}.{suffix}"] = (flipped(name, 0.05), None)
     return cases
 
 
 FOREIGN = {  # formats that Pillow or pillow_heif know and the predictor does not list
     "icon.ico": lambda: encoded("ICO"),
-    "icon.icns": lambda: b"icns" + struct.pack(">I", 16) + b"ic07" + struct.pack(">I", 8),
     "grey.pgm": lambda: encoded("PPM"),
-    "page.pdf": lambda: encoded("PDF", Image.fromarray(digit()).convert("RGB")),
     "page.eps": lambda: encoded("EPS"),
-    "program.ps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n",
     "layers.psd": lambda: b"8BPS" + struct.pack(">H6xHIIHH", 1, 1, 9, 9, 8, 1) + bytes(200),
     "jpeg.jp2": lambda: encoded("JPEG2000"),
-    "x.xbm": lambda: encoded("XBM", Image.fromarray(digit()).convert("1")),
-    "spider.spi": lambda: encoded("SPIDER", Image.fromarray(digit().astype(np.float32))),
-    "film.mpg": lambda: b"\0\0\x01\xb3\x10\0\x10" + bytes(50),
-    "sky.fits": lambda: b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800),
     "metafile.wmf": lambda: b"\xd7\xcd\xc6\x9a" + bytes(100),
     "sequence.heifs": lambda: b"\0\0\0\x18ftypmsf9" + bytes(50),
 }
 
 
-GREY_TAGS = [  # of a TIFF, 9 pixels a side
-    *[(256, 3, 1, 9), (257, 3, 1, 9), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)],
-    *[(277, 3, 1, 1), (278, 3, 1, 9), (279, 4, 1, 81)],
-]
+DEFLATED = {"compression": "tiff_adobe_deflate"}
 HEAVY = {  # images below the limit on pixels that expand as much as they can, or keep decoders busy
     "grey.png": lambda: png_bomb(SIDE, SIDE),
     "grey, 16 bits.png": lambda: png_bomb(SIDE, SIDE, depth=16),
-    "colour.png": lambda: png_bomb(SIDE, SIDE, colour=2),
     "palette.png": lambda: png_bomb(SIDE, SIDE, colour=3),
     "transparent grey.png": lambda: png_bomb(SIDE, SIDE, colour=4),
     "transparent.png": lambda: png_bomb(SIDE, SIDE, colour=6),
     "tall.png": lambda: png_bomb(1, SIDE**2),
-    "float.tif": lambda: tiff_bomb(SIDE, SIDE, 32, sample=3),
-    "16 bits.tif": lambda: tiff_bomb(SIDE, SIDE, 16),
-    "cmyk.tif": lambda: tiff_bomb(SIDE, SIDE, 8, channels=4, photometric=5),
-    "flat.webp": lambda: webp_bomb(SIDE, SIDE),
+    "float.tif": lambda: encoded("TIFF", Image.new("F", (SIDE, SIDE)), **DEFLATED),
+    "cmyk.tif": lambda: encoded("TIFF", Image.new("CMYK", (SIDE, SIDE)), **DEFLATED),
     "flat.gif": lambda: encoded("GIF", Image.new("L", (SIDE, SIDE), 255)),
     "run lengths.bmp": lambda: bmp_rle(SIDE, SIDE),
     "progressive.jpg": large_jpeg,
     "many scans.jpg": lambda: large_jpeg(scans=300),
-    "fill bytes.jpg": lambda: jpeg_with(b"\xff" * 10_000_000),
     "much exif.jpg": lambda: jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 500),
     "many chunks.png": lambda: png_with(png_chunk(b"teSt", b"") * 1_000_000),
-    "long comment.gif": lambda: gif_with_comment(20_000),
-    "many numbers.tif": lambda: tiff(
-        [*GREY_TAGS, (273, 4, 1, 200), (282, 5, 10**6, None), (283, 5, 10**6, None)],
-        b"\1\0\0\0" * 2_000_000,
-    ),
 }

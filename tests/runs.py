@@ -5,13 +5,10 @@ import functools
 import json
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +21,7 @@ SCRIPT = ROOT / "mnist_cnn_with_dropout.py"
 PREDICTOR = ROOT / "loaded_mnist_model_digit_predictor.py"
 COMMITTED_MODEL = ROOT / "models" / "mnist_model.h5"
 OUTPUTS = (
-    "mnist_model.h5",
-    "training_curves.png",
-    "confusion_matrix.png",
-    "mistakes.png",
-    "metrics.json",
+    "mnist_model.h5 training_curves.png confusion_matrix.png mistakes.png metrics.json".split()
 )
 HANG = 60  # seconds on the clock after which the predictor hangs, even on a busy machine
 
@@ -107,28 +100,6 @@ def train_on_a_fresh_machine(folder):
     return Trained(models, stdout, stderr, metrics)
 
 
-def interrupt_a_training(folder, data):
-    """Press Ctrl-C in the second epoch over old files.
-
-    Return the status, stdout, the lines of stderr, the folder of models and what had been there.
-    """
-    models = folder / "models"
-    old = old_files(models)
-    arguments = [SCRIPT, "--data", data, "--epochs", "1000", "--patience", "1000"]
-    process = start([*arguments, "--no-augment"], folder)
-    try:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("Epoch 2/"):
-                process.send_signal(signal.SIGINT)
-                break
-        stdout, rest = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return process.returncode, stdout, [*lines, *rest.splitlines(keepends=True)], models, old
-
-
 Small = namedtuple("Small", "weights metrics history val_loss epochs")
 
 
@@ -173,19 +144,17 @@ def in_a_process(function, *arguments):
         return pool.apply(function, arguments)
 
 
-# The whole script but for the training, which takes long and writes nothing: first on
-# disks of several sizes, then over and over on a real one until it is killed.
-SAVER = """
-import logging, resource, sys
-root, data, limits = sys.argv[1], sys.argv[2], [int(limit) for limit in sys.argv[3:]]
+# First the whole script but for the training, which writes nothing, on disks of several sizes;
+# then with it, until Ctrl-C.
+FAILING = """
+import resource, sys
+root, data, limits = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
 sys.path.insert(0, root)
 import mnist_cnn_with_dropout as script
 
-logging.getLogger("tensorflow").setLevel("ERROR")  # it dislikes so many models in one process
 history = {key: [0.5, 0.6] for key in ("accuracy", "loss", "val_accuracy", "val_loss", "seconds")}
-script.train = lambda model, split, options: {**history, "kept_epoch": 2}
+train, write_all = script.train, script.write_all
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-write_all = script.write_all
 
 def write_all_on_a_small_disk(writers):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -194,54 +163,42 @@ def write_all_on_a_small_disk(writers):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
+script.train = lambda model, split, options: {**history, "kept_epoch": 2}
 script.write_all = write_all_on_a_small_disk
 for limit in limits:
-    print(script.main(["--data", data, "--quiet"]), flush=True)
-script.write_all = write_all
-for seed in range(1000):
-    script.main(["--data", data, "--quiet", "--seed", str(seed)])
-    sys.stdout.flush()
+    print(script.main(["--data", data]), flush=True)
+script.train, script.write_all = train, write_all
+sys.exit(script.main(["--data", data, "--epochs=1000", "--patience=1000", "--no-augment"]))
 """
-SMALL_DISKS = [100, 1_700_000]  # bytes a file may have; the model needs 1.8 MB
+SMALL_DISKS = ["100", "1_700_000"]  # bytes a file may have; the model needs 1.8 MB
 
 
-def save_on_full_disks_and_be_killed(folder, data):
-    """Run SAVER over old files.
+def fill_disks_and_interrupt(folder, data):
+    """Run FAILING over old files, and press Ctrl-C in the second epoch.
 
-    Return what it said and left on each small disk, its first success, when it was killed
-    after that, its status, the folder of models and what had been there before.
+    Return its status, stdout, the lines of stderr, the folder of models and what had been there.
     """
     models = folder / "models"
     old = old_files(models)
-    process = start(["-c", SAVER, ROOT, data, *map(str, SMALL_DISKS)], folder)
+    process = start(["-c", FAILING, ROOT, data, *SMALL_DISKS], folder)
     try:
-        failures = []
-        for _ in SMALL_DISKS:
-            status = process.stdout.readline()
-            # A run that does not fail has nothing to say there, and this would wait for ever.
-            line = process.stderr.readline() if status == "1\n" else ""
-            failures.append((status, line, contents(models)))
-        success = process.stdout.readline()
-        delay = random.uniform(0, 2)
-        time.sleep(delay)
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("Epoch 2/"):
+                process.send_signal(signal.SIGINT)
+                break
+        stdout, rest = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.communicate()
-    return failures, success, delay, process.returncode, models, old
+    return process.returncode, stdout, [*lines, *rest.splitlines(keepends=True)], models, old
 
 
 # --- The predictor ----------------------------------------------------------------
 
 
-@dataclass
-class Run:
-    """How a run of the predictor ended, and what it took."""
-
-    status: int
-    out: str
-    err: str
-    seconds: float  # of processor time, on all cores
-    megabytes: float  # of the largest process
+# How it ended, and what it took: processor time on all cores, memory of the largest process.
+Run = namedtuple("Run", "status out err seconds megabytes")
 
 
 # Linux counts the memory of whoever starts a program as the program's; this starter has little,
@@ -311,14 +268,21 @@ def load_through_keras(folder):
     return found
 
 
+def read_many_pictures():
+    """Return what the slowest tests of test_reading.py read."""
+    import test_reading
+
+    found = {n: test_reading.texts_without_a_digit(n) for n in ("stripes", "blank sheets")}
+    return {**found, "placed digits": test_reading.texts_of_placed_digits()}
+
+
 # --- What runs beside the tests, in this order ------------------------------------
 
 LONG_RUNS = {  # name of the fixture: (what to run in a new folder, the fixtures it takes besides)
-    "placed_digits": (lambda folder: in_a_process(scenes.texts_of_placed_digits),),
+    "readings": (lambda folder: in_a_process(read_many_pictures),),
     "heavy": (read_heavy_images,),
     "keras_models": (functools.partial(in_a_process, load_through_keras),),
     "trained": (train_on_a_fresh_machine,),
     "small_runs": (functools.partial(in_a_process, train_twice), "small_npz"),
-    "interrupted": (interrupt_a_training, "small_npz"),
-    "killed": (save_on_full_disks_and_be_killed, "small_npz"),
+    "failures": (fill_disks_and_interrupt, "small_npz"),
 }

@@ -153,12 +153,3 @@ def share_read(cases):
     read = [(text, text_in(picture)) for picture, text in cases]
     wrong = [f"{text!r} read as {found!r}" for text, found in read if text != found]
     return 1 - len(wrong) / len(cases), wrong
-
-
-def texts_of_placed_digits():
-    """Return what is read in a thousand pictures of one digit, of any size and anywhere in it."""
-    random, size = np.random.default_rng(30), (256, 256)
-    digits = [some_digit(random)[0] for _ in range(1000)]
-    inks = [drawn(digit, random.integers(30, 120)) for digit in digits]
-    pictures = (inked(WHITE, placed(ink, size, random=random)).astype(np.uint8) for ink in inks)
-    return [text_in(picture) for picture in pictures]

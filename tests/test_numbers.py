@@ -96,34 +96,15 @@ def one_line(random, text, **style):
 # --- Kinds of numbers -----------------------------------------------------------
 
 
-def plain(random):
-    text = some_text(random)
-    return one_line(random, text), text
+def line_of(least=3, most=7, zeros="", inverted=False, **style):
+    """Return a kind of one line with so many digits: a function to a picture and its text."""
 
+    def kind(random):
+        text = zeros + some_text(random, least, most)
+        picture = one_line(random, text, **style)
+        return 255 - picture if inverted else picture, text
 
-def leading_zeros(random):
-    text = "00" + some_text(random, 1, 4)
-    return one_line(random, text), text
-
-
-def tight(random):
-    text = some_text(random)
-    return one_line(random, text, gap=(0.06, 0.12)), text
-
-
-def wide(random):
-    text = some_text(random, 2, 5)
-    return one_line(random, text, gap=(0.8, 1.2)), text
-
-
-def of_mixed_sizes(random):
-    text = some_text(random)
-    return one_line(random, text, sizes=1 / 6), text
-
-
-def touching(random):
-    text = some_text(random, 2, 4)
-    return one_line(random, text, touching=True), text
+    return kind
 
 
 def sloped(random):
@@ -148,30 +129,26 @@ def on_ruled_paper(random):
     return photographed(inked(paper, ink, PEN), random), "\n".join(texts)
 
 
-def white_on_black(random):
-    text = some_text(random)
-    return 255 - one_line(random, text), text
-
-
 KINDS = {  # and the share to be read exactly, at least
-    plain: 0.93,
-    leading_zeros: 0.95,
-    tight: 0.88,
-    wide: 0.93,
-    of_mixed_sizes: 0.9,
-    touching: 0.35,
-    sloped: 0.9,
-    several_lines: 0.93,
-    on_ruled_paper: 0.85,
-    white_on_black: 0.9,
+    "plain": (0.93, line_of()),
+    "leading zeros": (0.95, line_of(1, 4, zeros="00")),
+    "tight": (0.88, line_of(gap=(0.06, 0.12))),
+    "wide": (0.93, line_of(2, 5, gap=(0.8, 1.2))),
+    "of mixed sizes": (0.9, line_of(sizes=1 / 6)),
+    "touching": (0.35, line_of(2, 4, touching=True)),
+    "sloped": (0.9, sloped),
+    "several lines": (0.93, several_lines),
+    "on ruled paper": (0.85, on_ruled_paper),
+    "white on black": (0.9, line_of(inverted=True)),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_numbers_are_read_exactly(kind):
-    random = np.random.default_rng(list(KINDS).index(kind))
+@pytest.mark.parametrize("name", KINDS)
+def test_numbers_are_read_exactly(name):
+    least, kind = KINDS[name]
+    random = np.random.default_rng(list(KINDS).index(name))
     share, wrong = share_read([kind(random) for _ in range(EACH)])
-    assert share >= KINDS[kind], wrong
+    assert share >= least, wrong
 
 
 def test_as_many_digits_are_read_as_were_drawn():
@@ -204,42 +181,23 @@ def test_viterbi_finds_what_trying_all_ways_finds():
         assert all(a.right <= b.left for a, b in itertools.pairwise(path))
 
 
-def test_digits_that_stand_out_by_nothing_are_dropped():
-    flat = np.zeros((40, 40), np.float32)
-    first = predictor.Region(2, 2, 12, 22, np.ones((20, 10), bool))
-    faint = predictor.Region(20, 2, 30, 22, np.ones((20, 10), bool))
-    for region in (first, faint):
-        predictor.measure(region, flat, flat + 1)
-        region.probabilities = np.eye(10)[3]
-    first.contrast = 1.0
-    first.mass *= 2
-    assert predictor.in_context([first, faint]) == [first]
-
-
-@pytest.mark.parametrize("quarters", [1, 3])
-def test_numbers_on_their_side_are_read_and_single_digits_never_turned(quarters):
+def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
     random, right = np.random.default_rng(22), 0
-    texts = [some_text(random, 4, 6) for _ in range(20)]
-    for text in texts:
+    texts = [some_text(random, 4, 6) for _ in range(30)]
+    for number, text in enumerate(texts):
         picture = on_paper(random, written(random, text))
-        turned = lines_in(np.rot90(picture, quarters).copy())
+        turned = lines_in(np.rot90(picture, number % 2 * 2 + 1).copy())
         right += predictor.text_of(turned) == text
         for digit in predictor.digits_of(turned):
             left, top, right_edge, bottom = digit.box
             assert 0 <= left < right_edge <= picture.shape[0]
             assert 0 <= top < bottom <= picture.shape[1]
-    assert right >= 12
+    assert right >= 18
     six = placed(drawn(some_digit(random, label=6)[0], 90), (240, 240), (75, 75))
     assert text_in(on_paper(random, np.rot90(six, 2).copy())) != "6"
 
 
 # --- One digit or many -----------------------------------------------------------
-
-
-def test_single_digit_stays_single_wherever_it_is(placed_digits):
-    assert len(placed_digits) == 1000
-    several = [text for text in placed_digits if len(text) != 1]
-    assert len(several) <= 10, several
 
 
 @pytest.mark.parametrize("text", ["7", "42", "12345", "00000000"])
@@ -257,14 +215,10 @@ def test_one_gives_exactly_one_digit(text):
 
 @pytest.fixture(scope="module")
 def two_lines():
-    """A picture of two lines that are easy to read, and their text."""
-    for seed in range(50, 60):
-        random = np.random.default_rng(seed)
-        inks = [written(random, text, height=44) for text in ("2047", "0135")]
-        picture = on_paper(random, page(inks, 90))
-        if text_in(picture) == "2047\n0135":
-            return picture
-    raise AssertionError("none of ten easy pictures is read")
+    """A picture of two lines that are easy to read: 2047 and 0135."""
+    random = np.random.default_rng(50)
+    inks = [written(random, text, height=44) for text in ("2047", "0135")]
+    return on_paper(random, page(inks, 90))
 
 
 def test_json_has_lines_and_boxes_in_reading_order(two_lines, tmp_path, capsys):
@@ -330,6 +284,7 @@ def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0):
         {"digit": 1, "length": 30, "contrast": 0.3, "cutoff": 0.1},  # the edge of a sheet
         {"digit": 1, "contrast": 0.1},  # a ruling
         {"digit": 8, "length": 7},  # a blot
+        {"digit": 3, "contrast": 1e-6, "mass": 1e-6},  # it stands out by nothing
     ],
 )
 def test_what_is_unlike_the_other_digits_is_left_out(odd):

