@@ -112,11 +112,10 @@ STOP = 0.85  # quality of a reading that ends the search
 TOTAL = 0.3  # of the image's contrast that a reading has to explain, at least
 
 # A reading is marked as uncertain below these.
-CERTAIN = 0.8  # confidence in a digit alone
-CERTAIN_NUMBER = 0.86  # geometric mean of the confidence in all digits, less their costs
+CERTAIN = 0.68  # confidence in a digit alone
+CERTAIN_NUMBER = 0.87  # geometric mean of the confidence in all digits, less their costs
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
-EXPLAINED = 0.36  # of what there is to explain, by a digit alone
-EXPLAINED_NUMBER = 0.48  # and by several, of which a 1 counts less, as above
+EXPLAINED = 0.36  # of what there is to explain, where a 1 among several counts less, as above
 
 KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
     "Sequential Functional Model DTypePolicy InputLayer Conv2D DepthwiseConv2D SeparableConv2D "
@@ -1441,7 +1440,7 @@ def mark_uncertain(digits, costs, reading):
     else:
         certainty = float(np.exp(np.mean(np.log([d.confidence for d in digits]) - costs)))
         explained = reading.evidence / reading.mass
-        foreign = certainty < CERTAIN_NUMBER or explained < EXPLAINED_NUMBER
+        foreign = certainty < CERTAIN_NUMBER or explained < EXPLAINED
     for digit in digits:
         digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
 
