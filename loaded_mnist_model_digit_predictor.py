@@ -6,7 +6,7 @@ prints one line an image: its name, the digits in reading order and how sure the
 network is of them. The network is models/mnist_model.h5, which the companion
 script mnist_cnn_with_dropout.py trained; it is evaluated here in NumPy, so that
 an answer comes 0.27 s after the start (median of 7), before TensorFlow would have
-been loaded. Of 711 single digits that people drew, photographed and scanned, 706
+been loaded. Of 711 single digits that people drew, photographed and scanned, 703
 are read right (one run, nothing in it is random).
 
 Chapters: limits; file to pixels; pixels to ink; ink to regions; regions to 28x28;
@@ -1106,14 +1106,12 @@ def segment_touching(regions, digits, ink, network):
     is less sure of it than it could be of two digits, and has seen no sure digit inside.
     """
     size = find_standard(digits).height if digits else 0
-    heaviest = max(r.mass for r in regions)
     sure = [d for d in digits if d.certainty > 0.7]
     heights = np.array([d.height for d in sure])
     chosen = []
     for region, inside in zip(regions[::-1], containment(regions, sure)[::-1], strict=True):
         if (
             region.gain < 0.95 * region.mass * (np.exp(-CUT_COST[0] / 2) - CHANCE)
-            and region.mass >= 0.3 * heaviest
             and 0.8 * region.height < region.width < 14 * region.height
             and region.cutoff < 0.5
             and region.pen * region.length < SOLID * region.height
