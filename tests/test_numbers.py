@@ -135,7 +135,7 @@ KINDS = {  # and the share to be read exactly, at least
     "tight": (0.88, line_of(gap=(0.06, 0.12))),
     "wide": (0.93, line_of(2, 5, gap=(0.8, 1.2))),
     "of mixed sizes": (0.9, line_of(sizes=1 / 6)),
-    "touching": (0.35, line_of(2, 4, touching=True)),
+    "touching": (0.45, line_of(2, 4, touching=True)),
     "sloped": (0.9, sloped),
     "several lines": (0.93, several_lines),
     "on ruled paper": (0.85, on_ruled_paper),

@@ -163,19 +163,19 @@ SCENES = {  # and the share of digits to be read, at least
     "in a corner": (0.93, in_a_corner),
     "tiny": (0.93, on_paper(WHITE, BLACK, heights=(22, 22), size=(400, 300))),
     "huge": (0.93, huge),
-    "thin": (0.75, with_a_pen(thinned)),
+    "thin": (0.85, with_a_pen(thinned)),
     "thick": (0.93, with_a_pen(lambda ink: thickened(ink, 7))),
     "soft shadow": (0.93, in_a_shadow(hard=False)),
     "hard shadow": (0.93, in_a_shadow(hard=True)),
     "on rulings": (0.93, on_lines(40, grid=False)),
-    "on a grid": (0.55, on_lines(30, grid=True)),
+    "on a grid": (0.9, on_lines(30, grid=True)),
     "coloured": (0.93, in_colours(*[(WHITE, pen) for pen in PENS])),
     "coloured on colour": (0.93, in_colours(*YELLOW_AND_BLUE)),
     "specked": (0.93, specked),
-    "on a desk": (0.9, on_a_desk),
-    "in a box": (0.75, in_a_box),
-    "cropped": (0.9, cropped),
-    "on a turned sheet": (0.85, on_a_turned_sheet),
+    "on a desk": (0.93, on_a_desk),
+    "in a box": (0.93, in_a_box),
+    "cropped": (0.93, cropped),
+    "on a turned sheet": (0.93, on_a_turned_sheet),
     "transparent, black": (0.93, transparent(BLACK)),
     "transparent, white": (0.93, transparent(WHITE)),
 }
@@ -261,8 +261,8 @@ def blank(random):
 
 
 NOT_DIGITS = {  # how many are drawn, and how many of them may be read without a warning
-    "letters": (40, 12, lambda random: letter(random.choice(list(LETTERS)), random)),
-    "scribbles": (40, 24, scribble),
+    "letters": (40, 10, lambda random: letter(random.choice(list(LETTERS)), random)),
+    "scribbles": (40, 13, scribble),
     "stripes": (20, 3, stripes),
     "blank sheets": (20, 0, blank),
 }
