@@ -75,7 +75,6 @@ RULING_SLOPE = 6  # degrees from the level or the upright, at most
 
 # From ink to regions
 LEVELS = (0.15, 0.4)  # of the strongest ink: where the component tree is cut
-NOISE_FACTOR = 5.0  # standard deviations of the noise that ink stands out by
 SPECK = 0.008  # of the longer side; shorter regions are left out
 MAX_REGIONS = 300  # a level, the largest; a page of digits has 200, a photo of gravel any number
 
@@ -627,13 +626,9 @@ def component_tree(ink, energy):
     small = resized(ink, height // 4, width // 4)
     rank = min(12, small.size)  # the twelfth largest, so that one speck sets no standard
     strongest = np.partition(small.ravel(), -rank)[-rank]
-    differences = np.abs(np.diff(ink[::3], axis=1, append=ink[::3, -1:]))
-    noise = 1.05 * float(np.median(differences)) + 1e-3
     speck = max(4, SPECK * max(ink.shape))
     known, regions = np.zeros((0, 4), int), []
     for level in LEVELS:
-        if level * strongest < NOISE_FACTOR * noise and level < LEVELS[-1]:
-            continue
         mask = (ink > level * strongest).astype(np.uint8)
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         large = (stats[:, 4] >= 6) & (stats[:, 2:4].max(axis=1) >= speck)
