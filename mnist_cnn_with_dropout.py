@@ -73,7 +73,7 @@ LOOK_ALIKES = (  # of digits, and their Greek and Cyrillic twins
     "OoQDIl|iSsZzBbGgq"
     "\u041e\u043e\u0406\u0456\u0417\u0437\u039f\u03bf\u0399\u03b9\u0398\u03b8\u03c3\u0405\u0455\u042c\u044c\u0431"
 )
-LETTERS = (  # as people write them: strokes of points, x from 0 to 4 and y from 0 to 6
+LETTERS = (  # as people write them: strokes of points, x from 0 to 4, y from 0 to 6 or 7
     "06 20 46,14 34; 41 30 10 01 05 16 36 45; 40 00 06 46,03 33; 40 00 06,03 33;"
     "00 06,40 46,03 43; 40 45 36 16 05; 00 06,40 03 46; 00 06 46; 06 00 23 40 46; 06 00 46 40;"
     "06 00 30 41 42 33 03; 06 00 30 41 42 33 03,23 46; 00 40,20 26; 00 05 16 36 45 40;"
