@@ -110,11 +110,11 @@ LINE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.85  # quality of a reading that ends the search
 TOTAL = 0.3  # of the image's contrast that a reading has to explain, at least
 
-# A reading is marked as uncertain below these.
-CERTAIN = 0.68  # confidence in a digit alone
-CERTAIN_NUMBER = 0.87  # geometric mean of the confidence in all digits, less their costs
+# Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
+CERTAIN = 0.58  # for a digit alone,
+CERTAIN_NUMBER = 0.68  # for several: geometric mean less their costs; a 1 explains less, as above
+LATER = 0.9  # times that, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
-EXPLAINED = 0.36  # of what there is to explain, where a 1 among several counts less, as above
 
 KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
     "Sequential Functional Model DTypePolicy InputLayer Conv2D DepthwiseConv2D SeparableConv2D "
@@ -549,7 +549,7 @@ def edge_energy(rgb):
 
 @dataclass(eq=False)
 class Region:
-    """Connected ink with all that lies in its box: a candidate for a digit.
+    """Connected ink with all that lies in its box: a candidate for a digit, or one that was read.
 
     The box is in pixels, right and bottom exclusive; mask is bool (height, width).
     """
@@ -567,6 +567,11 @@ class Region:
     cost: float = 0.0  # what speaks against it as a digit, besides the network
     glyph: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    uncertain: bool = False
+
+    @property
+    def box(self):
+        return self.left, self.top, self.right, self.bottom
 
     @property
     def width(self):
@@ -585,6 +590,11 @@ class Region:
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
     @property
+    def digit(self):
+        """The likeliest digit, None where the network was not asked."""
+        return None if self.probabilities is None else int(self.probabilities.argmax())
+
+    @property
     def confidence(self):
         """The network's confidence, 0 where it was not asked."""
         return 0.0 if self.probabilities is None else float(self.probabilities.max())
@@ -600,14 +610,9 @@ class Region:
         return self.mass * (self.confidence**GAMMA * float(np.exp(-self.cost)) - CHANCE)
 
     @property
-    def is_bar(self):
-        """Whether it reads as a 1."""
-        return self.probabilities is not None and int(self.probabilities.argmax()) == 1
-
-    @property
     def evidence(self):
         """The gain as far as it speaks for a reading: anything straight explains itself as a 1."""
-        return max(0.0, self.gain) * (BAR if self.is_bar else 1.0)
+        return max(0.0, self.gain) * (BAR if self.digit == 1 else 1.0)
 
 
 def upper_quartile(values):
@@ -1178,7 +1183,7 @@ def in_context(digits):
         alike = max(longer, 1 / longer, stronger, 1 / stronger) < ALIKE
         odd = max(1, 0.5 / longer) * max(1, longer / 1.6) ** 2 * max(1, 0.5 / stronger) ** 2
         least = KEEP if digit is standard else KEEP_BESIDE * odd
-        stray = digit.is_bar and not alike and (digit.cutoff > 0 or longer > ALIKE)
+        stray = digit.digit == 1 and not alike and (digit.cutoff > 0 or longer > ALIKE)
         if digit.certainty > least and not stray:
             kept.append(digit)
     return kept
@@ -1241,24 +1246,6 @@ def group_lines(regions):
 
 
 @dataclass
-class Digit:
-    """One digit read: its box in pixels of the upright original, and what the network said."""
-
-    box: tuple
-    glyph: np.ndarray
-    probabilities: np.ndarray
-    uncertain: bool = False
-
-    @property
-    def digit(self):
-        return int(self.probabilities.argmax())
-
-    @property
-    def confidence(self):
-        return float(self.probabilities.max())
-
-
-@dataclass
 class Reading:
     """What was read in one interpretation of an image."""
 
@@ -1285,9 +1272,14 @@ class Reading:
         """What decides between interpretations."""
         return self.evidence * self.quality
 
+    @property
+    def explained(self):
+        """The share that speaks for the reading: of one digit all, of several 1s' less."""
+        return self.quality if len(self.digits) == 1 else self.evidence / max(self.mass, 1e-6)
+
     def box(self, region):
         """Return a region's box (left, top, right, bottom) in pixels of the original."""
-        left, top, right, bottom = region.left, region.top, region.right, region.bottom
+        left, top, right, bottom = region.box
         height, width = self.shape
         if self.quarters == 1:
             left, top, right, bottom = width - bottom, left, width - top, right
@@ -1396,7 +1388,7 @@ def read_in_size(rgb, network, one):
 
 
 def read_digits(rgb, network, scale=1.0, one=False):
-    """Return the digits in an upright image as lists, one a line, in reading order.
+    """Return the digits in an upright image as lists of Regions, one a line, in reading order.
 
     rgb is uint8 (height, width, 3), network what load_network returns, scale the
     factor from these pixels to the original's. With one, there is exactly one
@@ -1411,10 +1403,12 @@ def read_digits(rgb, network, scale=1.0, one=False):
         raise ImageError("no digit found")
     reading.scale *= scale
     lines = group_lines(reading.digits)
-    costs = [region.cost for region in digits_of(lines)]
-    lines = [[Digit(reading.box(r), r.glyph, r.probabilities) for r in line] for line in lines]
-    augment_test_time(digits_of(lines), network)
-    mark_uncertain(digits_of(lines), costs, reading)
+    digits, explained = digits_of(lines), reading.explained
+    augment_test_time(digits, network)
+    mark_uncertain(digits, explained, reading.interpretation)
+    for digit in digits:
+        digit.left, digit.top, digit.right, digit.bottom = reading.box(digit)
+        digit.mask = None  # it has served
     return lines
 
 
@@ -1426,17 +1420,20 @@ def augment_test_time(digits, network):
         digit.probabilities = probabilities
 
 
-def mark_uncertain(digits, costs, reading):
+def mark_uncertain(digits, explained, interpretation):
     """Mark the digits that may be something else; all of them where the image is no number.
 
-    A letter, a face or a pattern leaves the network unsure, or much unexplained.
+    A letter, a face or a pattern leaves the network unsure, or much unexplained, or is
+    only seen as a digit in an interpretation that is seldom the right one.
     """
     if len(digits) == 1:  # an odd shape is no doubt where the network has none
-        foreign = digits[0].confidence < CERTAIN or reading.quality < EXPLAINED
+        certainty, least = digits[0].confidence, CERTAIN
     else:
-        certainty = float(np.exp(np.mean(np.log([d.confidence for d in digits]) - costs)))
-        explained = reading.evidence / reading.mass
-        foreign = certainty < CERTAIN_NUMBER or explained < EXPLAINED
+        certainty = float(np.exp(np.mean([np.log(d.confidence) - d.cost for d in digits])))
+        least = CERTAIN_NUMBER
+    if interpretation > 1:
+        certainty *= LATER
+    foreign = certainty * max(0.0, explained) ** 0.5 < least
     for digit in digits:
         digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
 
