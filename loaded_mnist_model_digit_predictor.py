@@ -615,10 +615,11 @@ class Region:
         return max(0.0, self.gain) * (BAR if self.digit == 1 else 1.0)
 
 
-def upper_quartile(values):
-    """Return the value that a quarter of values exceeds; np.percentile is ten times slower."""
-    rank = (3 * len(values)) // 4
-    return float(np.partition(values, rank)[rank])
+def quantile(values, share, most=4000):
+    """Return about the value that so much of values lies below; NumPy's is ten times slower."""
+    some = values[:: 1 + len(values) // most]
+    rank = int(share * len(some))
+    return float(np.partition(some, rank)[rank])
 
 
 def component_tree(ink, energy):
@@ -667,9 +668,9 @@ def measure(region, ink, energy):
     core = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
     ring = pixels[cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) > near]
     inked = pixels[mask > 0]
-    region.low = float(np.median(ring[:: 1 + len(ring) // 2000])) if len(ring) else 0.0
-    inked_level = upper_quartile(inked[:: 1 + len(inked) // 4000])
-    region.contrast = max(1e-6, inked_level - region.low)  # what is joined may stand out by none
+    region.low = quantile(ring, 0.5) if len(ring) else 0.0
+    # What is joined may stand out by none.
+    region.contrast = max(1e-6, quantile(inked, 0.75) - region.low)
     region.mass = 1e-6 + float(energy[top:bottom, left:right][near > 0].sum())
     rim = max(1, len(inked) - int(core.sum()))
     region.pen = 2 * max(1, len(inked)) / rim / region.length
