@@ -108,7 +108,8 @@ ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit i
 BAR = 0.25  # of a 1's gain counts in the choice between readings
 LINE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.85  # quality of a reading that ends the search
-TOTAL = 0.3  # of the image's contrast that a reading has to explain, at least
+CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame
+TOTAL = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
 CERTAIN = 0.58  # for a digit alone,
@@ -998,13 +999,23 @@ def classify(regions, ink, network):
             region.glyph, region.probabilities = glyph, probabilities
 
 
-def containment(outer, inner):
-    """Return whether the box of each of outer holds that of each of inner: bool (outer, inner)."""
+def containment(outer, inner, clearance=0.0):
+    """Return whether the box of each of outer holds that of each of inner: bool (outer, inner).
+
+    clearance is how far inside it has to lie, as a share of inner's length.
+    """
     big, small = (
         np.array([(r.left, r.top, -r.right, -r.bottom) for r in regions]).reshape(-1, 4)
         for regions in (outer, inner)
     )
-    return (big[:, None] <= small).all(axis=2)
+    distance = clearance * np.array([r.length for r in inner])
+    return (big[:, None] <= small - distance[:, None]).all(axis=2)
+
+
+def outermost(regions):
+    """Return those of regions that lie in no other, nor along the image's border."""
+    in_none = containment(regions, regions).sum(axis=0) == 1
+    return [r for r, outer in zip(regions, in_none, strict=True) if outer and r.cutoff < 0.5]
 
 
 def find_standard(regions):
@@ -1294,13 +1305,22 @@ def digits_of(lines):
     return [digit for line in lines for digit in line]
 
 
+def mass_to_explain(regions, digits):
+    """Return the mass of the outermost of regions, without those that frame one of digits.
+
+    A box, a circle, a sheet or a desk lies all around a digit and needs no other reason.
+    """
+    frames = containment(regions, digits, CLEARANCE).any(axis=1)
+    rest = [r for r, frame in zip(regions, frames, strict=True) if not frame or r in digits]
+    return max(sum(r.mass for r in outermost(rest)), sum(d.mass for d in digits))
+
+
 def read_ink(ink, energy, network, one):
     """Return the Reading of one map of ink."""
     regions = sorted(component_tree(ink, energy), key=lambda r: -r.mass)
     if not regions:
         return Reading([])
-    in_none = containment(regions, regions).sum(axis=0) == 1
-    roots = [r for r, root in zip(regions, in_none, strict=True) if root and r.cutoff < 0.5]
+    everything, roots = regions, outermost(regions)
     mass = sum(r.mass for r in roots)
 
     regions, light = regions[:HEAVY], regions[HEAVY:]
@@ -1328,15 +1348,17 @@ def read_ink(ink, energy, network, one):
         classify([whole], ink, network)
         if whole.certainty > KEEP and whole.gain > sum(d.gain for d in digits):
             digits = [whole]
-    mass = max(mass, sum(d.mass for d in digits), TOTAL * float(energy.sum()))
-    return Reading(digits, mass, len(roots))
+    unframed = mass_to_explain(everything, digits)
+    total = float(energy.sum()) * min(1.0, unframed / max(mass, 1e-6))
+    return Reading(digits, max(unframed, TOTAL * total), len(roots))
 
 
 def read_pixels(rgb, network, one, only=None):
     """Return the best Reading of an image among its interpretations; only is the number of one.
 
     The search ends with a reading that leaves little to explain. Where none does, the likeliest
-    map is read turned by a quarter, too: at least three digits, so that no 6 becomes a 9.
+    map is read turned by a quarter, too: at least three digits besides 1s, into which lines
+    turn, so that no 6 becomes a 9.
     """
     energy, best = edge_energy(rgb), Reading([])
     if not energy.any():  # blank
@@ -1358,7 +1380,7 @@ def read_pixels(rgb, network, one, only=None):
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
-            if len(reading.digits) > 2 and reading.rank > best.rank:
+            if sum(d.digit != 1 for d in reading.digits) > 2 and reading.rank > best.rank:
                 best = reading
                 best.quarters = quarters
     best.shape = rgb.shape[:2]

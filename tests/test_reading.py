@@ -128,14 +128,34 @@ def transparent(colour):
     return scene
 
 
-def in_a_box(random, digit):
-    """Draw a pen box around a digit, in the same ink."""
-    ink = placed(drawn(digit, 80), SIZE, random=random)
-    rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
-    gap = int(random.integers(20, 32))
-    corner, other = (columns[0] - gap, rows[0] - gap), (columns[-1] + gap, rows[-1] + gap)
-    cv2.rectangle(ink, corner, other, 1.0, int(random.integers(2, 5)))
-    return photographed(inked(WHITE, ink), random)
+def with_marks(draw):
+    """Return a scene of a digit with draw(ink, box, gap, pen)'s marks, in the same ink."""
+
+    def scene(random, digit):
+        ink = placed(drawn(digit, 80), SIZE, random=random)
+        rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
+        box = [int(edge) for edge in (columns[0], rows[0], columns[-1], rows[-1])]
+        draw(ink, box, int(random.integers(20, 32)), int(random.integers(2, 5)))
+        return photographed(inked(WHITE, ink), random)
+
+    return scene
+
+
+def box_around(ink, box, gap, pen):
+    left, top, right, bottom = box
+    cv2.rectangle(ink, (left - gap, top - gap), (right + gap, bottom + gap), 1.0, pen)
+
+
+def circle_around(ink, box, gap, pen):
+    left, top, right, bottom = box
+    axes = (right - left) // 2 + gap, (bottom - top) // 2 + gap
+    cv2.ellipse(ink, ((left + right) // 2, (top + bottom) // 2), axes, 0, 0, 360, 1.0, pen)
+
+
+def lines_below(ink, box, gap, pen):
+    left, _, right, bottom = box
+    for y in (bottom + gap // 2, bottom + gap):
+        cv2.line(ink, (left - gap, y), (right + gap, y - gap // 8), 1.0, pen)
 
 
 def cropped(random, digit):
@@ -173,11 +193,13 @@ SCENES = {  # and the share of digits to be read, at least
     "coloured on colour": (0.93, in_colours(*YELLOW_AND_BLUE)),
     "specked": (0.93, specked),
     "on a desk": (0.93, on_a_desk),
-    "in a box": (0.93, in_a_box),
+    "in a box": (0.93, with_marks(box_around)),
     "cropped": (0.93, cropped),
     "on a turned sheet": (0.93, on_a_turned_sheet),
     "transparent, black": (0.93, transparent(BLACK)),
     "transparent, white": (0.93, transparent(WHITE)),
+    "circled": (0.8, with_marks(circle_around)),
+    "underlined twice": (0.8, with_marks(lines_below)),
 }
 
 
