@@ -130,7 +130,7 @@ def too_large(size):
     ],
 )
 def test_sandbox_ends_what_goes_wrong_and_goes_on(function, argument, error):
-    sandbox = predictor.Sandbox(predictor.MAX_MEMORY, 0.3)
+    sandbox = predictor.Sandbox(predictor.MAX_MEMORY, 1.0)
     with pytest.raises(error):
         sandbox.call(function, argument)
     assert sandbox.call(too_large, predictor.MAX_MEMORY // 2) == predictor.MAX_MEMORY // 2
