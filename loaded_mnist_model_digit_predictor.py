@@ -1679,15 +1679,18 @@ def predict_in_pool(names, workers, *options):
 
     context = multiprocessing.get_context("spawn")  # a fork may inherit locks that are held
     left, alone = list(names), False
+    stopped = []  # by Ctrl-C, whose exception must not arise while one of the pool's locks is held
     while left:
         some = left[:1] if alone else left[:]
         pool = ProcessPoolExecutor(1 if alone else workers, context, start_worker)
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the processes inherit
         futures = [pool.submit(predict_in_worker, name, *options) for name in some]
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
         try:
             for future in futures:
                 answer = future.result()
+                if stopped:
+                    raise KeyboardInterrupt
                 del left[0]
                 yield answer
             alone = False
@@ -1698,6 +1701,7 @@ def predict_in_pool(names, workers, *options):
             alone = not alone
         finally:
             pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGINT, before)
 
 
 def predict_files(names, network, options):
