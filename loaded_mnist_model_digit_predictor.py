@@ -114,7 +114,7 @@ TOTAL = 0.3  # of the contrast in no frame that a reading has to explain, at lea
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
 CERTAIN = 0.58  # for a digit alone,
 CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
-LATER = 0.9  # times that, where the interpretation is none of the first two
+LATER = 0.9  # times the confidence, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
 
 KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
@@ -616,9 +616,9 @@ class Region:
         return max(0.0, self.gain) * (BAR if self.digit == 1 else 1.0)
 
 
-def quantile(values, share, most=4000):
+def quantile(values, share):
     """Return about the value that so much of values lies below; NumPy's is ten times slower."""
-    some = values[:: 1 + len(values) // most]
+    some = values[:: 1 + len(values) // 4000]
     rank = int(share * len(some))
     return float(np.partition(some, rank)[rank])
 
@@ -1142,9 +1142,7 @@ def joinable(pieces, digits):
 
     The first of pieces, as many as digits says, are digits; one of a pair is one.
     """
-    left, top, right, bottom, poor = np.array(
-        [(p.left, p.top, p.right, p.bottom, p.gain < 0.8 * p.mass) for p in pieces]
-    ).T
+    left, top, right, bottom, poor = np.array([(*p.box, p.gain < 0.8 * p.mass) for p in pieces]).T
     length = np.maximum(right - left, bottom - top)
     (wide, across), (tall, down) = (
         (
@@ -1426,7 +1424,8 @@ def read_digits(rgb, network, scale=1.0, one=False):
         raise ImageError("no digit found")
     reading.scale *= scale
     lines = group_lines(reading.digits)
-    digits, explained = digits_of(lines), reading.explained
+    digits = digits_of(lines)
+    explained = reading.explained  # by the view that was chosen: the next line makes it a mean
     augment_test_time(digits, network)
     mark_uncertain(digits, explained, reading.interpretation)
     for digit in digits:
