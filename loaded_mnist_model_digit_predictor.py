@@ -143,15 +143,19 @@ class Unsupported(Exception):
 
 def limit_memory(size):
     """Let this process take size bytes more than it has, where the system can bound that."""
-    try:
-        import resource
+    import resource
 
+    with contextlib.suppress(OSError, ValueError):  # macOS has no /proc; a lower limit may be set
         pages = int(Path("/proc/self/statm").read_text().split()[5])
-    except (ImportError, OSError):  # Windows, macOS
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = pages * resource.getpagesize() + size
-    resource.setrlimit(resource.RLIMIT_DATA, (min(limit, hard) if hard >= 0 else limit, hard))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + size, hard))
+
+
+def limit_seconds(seconds):
+    """Give what a sandbox calls so much processor time from now on; 0 is any."""
+    if Sandbox.inside:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds and 10 * seconds + 30)  # it may wait for ever
 
 
 class Sandbox:
@@ -181,34 +185,27 @@ class Sandbox:
             pickle.dump((function, arguments), self.calls, protocol=5)
             self.calls.flush()
             answer = pickle.load(self.answers)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            ended = self.end(kill=False)  # it ends by itself, and the signal tells why
-            if ended in (-signal.SIGPROF, -signal.SIGALRM):
-                raise TimeoutError from None
-            raise ChildProcessError from None
-        except BaseException:  # Ctrl-C: the next answer would be that of this call
-            self.end()
-            raise
+        except BaseException as error:  # after Ctrl-C, the next answer would be that of this call
+            ended = self.end()
+            if not isinstance(error, (EOFError, BrokenPipeError, pickle.UnpicklingError)):
+                raise
+            late = ended in (-signal.SIGPROF, -signal.SIGALRM)
+            raise (TimeoutError if late else ChildProcessError) from None
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def start(self):
-        (calls, to_child), (from_child, answers) = os.pipe(), os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other threads are OpenCV's, which is not called there
-            self.pid = os.fork()
-        if self.pid:
-            os.close(calls)
-            os.close(answers)
-            self.calls, self.answers = os.fdopen(to_child, "wb"), os.fdopen(from_child, "rb")
-            return
-        try:
-            os.close(to_child)
-            os.close(from_child)
-            self.serve(os.fdopen(calls, "rb"), os.fdopen(answers, "wb"))
-        finally:
-            os._exit(1)
+        modes = ("rb", "wb", "rb", "wb")
+        calls, self.calls, self.answers, answers = map(open, (*os.pipe(), *os.pipe()), modes)
+        self.pid = os.fork()
+        for end in (calls, answers) if self.pid else (self.calls, self.answers):
+            end.close()
+        if not self.pid:
+            try:
+                self.serve(calls, answers)
+            finally:
+                os._exit(1)
 
     def serve(self, calls, answers):
         """Answer calls, in the child, until there are no more."""
@@ -221,29 +218,20 @@ class Sandbox:
         limit_memory(self.memory)
         while True:
             function, arguments = pickle.load(calls)
-            signal.setitimer(signal.ITIMER_REAL, 10 * self.seconds + 30)  # lest it waits for ever
-            self.allow(self.seconds)
+            limit_seconds(self.seconds)
             try:
                 answer = function(*arguments)
             except Exception as error:
                 answer = error
-            self.allow(0)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            limit_seconds(0)
             function = arguments = None  # so that their memory is free before the next
             pickle.dump(answer, answers, protocol=5)
             answers.flush()
             answer = None
 
-    @staticmethod
-    def allow(seconds):
-        """Give what is called so much processor time from now on; 0 is any."""
-        if Sandbox.inside:
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-
-    def end(self, kill=True):
-        """Wait for the child, killed or not, and return its exit code."""
-        if kill:
-            os.kill(self.pid, signal.SIGKILL)
+    def end(self):
+        """Kill the child, unless it has ended by itself, and return its exit code."""
+        os.kill(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         self.pid = None
         with contextlib.suppress(BrokenPipeError):
@@ -325,7 +313,7 @@ def decode_here(source):
                     limit = MAX_PIXELS // 1_000_000
                     raise ImageError(f"too large ({megapixels:.0f} megapixels, at most {limit})")
                 longer = (megapixels * SECONDS_A_MEGAPIXEL, size / 1e6 * SECONDS_A_MEGABYTE)
-                sandbox.allow(MAX_SECONDS + min(longer))
+                limit_seconds(MAX_SECONDS + min(longer))
                 return reduce_upright(image)
     except ImageError:
         raise
