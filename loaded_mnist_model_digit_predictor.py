@@ -159,7 +159,7 @@ def limit_seconds(seconds):
 
 
 class Sandbox:
-    """A child process that calls functions within limits of memory and processor time.
+    """A child process that calls functions, within limits of memory and processor time if given.
 
     What decodes images and reads HDF5 is written in C: only the system stops it where it
     never comes back, and only a process of its own may crash. One child serves all calls,
@@ -167,9 +167,9 @@ class Sandbox:
     Windows, functions are called in this process.
     """
 
-    inside = False  # true in the child
+    inside = False  # true in a child with limits
 
-    def __init__(self, memory, seconds):
+    def __init__(self, memory=None, seconds=None):
         self.memory, self.seconds, self.pid = memory, seconds, None
 
     def call(self, function, *arguments):
@@ -177,10 +177,8 @@ class Sandbox:
 
         Raises TimeoutError where that takes too long, ChildProcessError where it crashes.
         """
-        if not hasattr(os, "fork"):
+        if self.pid is None and not self.start():
             return function(*arguments)
-        if self.pid is None:
-            self.start()
         try:
             pickle.dump((function, arguments), self.calls, protocol=5)
             self.calls.flush()
@@ -196,26 +194,34 @@ class Sandbox:
         return answer
 
     def start(self):
+        """Start the child and tell whether there is one."""
+        if not hasattr(os, "fork"):
+            return False
         modes = ("rb", "wb", "rb", "wb")
         calls, self.calls, self.answers, answers = map(open, (*os.pipe(), *os.pipe()), modes)
         self.pid = os.fork()
-        for end in (calls, answers) if self.pid else (self.calls, self.answers):
-            end.close()
         if not self.pid:
             try:
+                self.calls.close()
+                self.answers.close()
                 self.serve(calls, answers)
             finally:
                 os._exit(1)
+        calls.close()
+        answers.close()
+        return True
 
     def serve(self, calls, answers):
         """Answer calls, in the child, until there are no more."""
-        Sandbox.inside = True
+        sandbox.pid = None  # that one is the parent's
+        Sandbox.inside = self.seconds is not None
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prints
         for name in (signal.SIGPROF, signal.SIGALRM):
             signal.signal(name, signal.SIG_DFL)
         for stream in (1, 2):  # what libraries in C print is not for the user
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        limit_memory(self.memory)
+        if Sandbox.inside:
+            limit_memory(self.memory)
         while True:
             function, arguments = pickle.load(calls)
             limit_seconds(self.seconds)
@@ -1637,15 +1643,6 @@ def predict_file(name, network, one=False, drawn=False):
     return answer
 
 
-def start_worker():
-    """Make a process of the pool end with the one that started it, killed or not."""
-    import threading
-    from multiprocessing import parent_process
-
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-    cv2.setNumThreads(1)
-
-
 load_network_once = functools.cache(load_network)
 
 
@@ -1657,38 +1654,33 @@ def predict_in_worker(name, model, one, drawn):
 def predict_in_pool(names, workers, *options):
     """Yield predict_in_worker's Answer for each image, in their order.
 
-    Threads would wait for each other at every step in Python. Where a process ends while it
-    reads, the first image without an answer is read alone: if that ends too, it is to blame.
+    The threads only wait: at work, they would wait for each other at every step in Python.
+    Where a process ends while it reads, the image is read again: if that ends too, it is to blame.
     """
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
+    from concurrent.futures import ThreadPoolExecutor
 
-    context = multiprocessing.get_context("spawn")  # a fork may inherit locks that are held
-    left, alone = list(names), False
-    stopped = []  # by Ctrl-C, whose exception must not arise while one of the pool's locks is held
-    while left:
-        some = left[:1] if alone else left[:]
-        pool = ProcessPoolExecutor(1 if alone else workers, context, start_worker)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the processes inherit
-        futures = [pool.submit(predict_in_worker, name, *options) for name in some]
-        signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+    cv2.setNumThreads(1)  # images run in parallel instead
+    children = [Sandbox() for _ in range(workers)]
+
+    def predict(name):
+        child = children.pop()
         try:
-            for future in futures:
-                answer = future.result()
-                if stopped:
-                    raise KeyboardInterrupt
-                del left[0]
-                yield answer
-            alone = False
-        except BrokenProcessPool:
-            if alone:
-                text = "stopped while it was read; it may need more memory"
-                yield Answer(left.pop(0), error=text)
-            alone = not alone
+            for _ in range(2):
+                with contextlib.suppress(ChildProcessError):
+                    return child.call(predict_in_worker, name, *options)
+            return Answer(name, error="stopped while it was read; it may need more memory")
         finally:
-            pool.shutdown(cancel_futures=True)
-            signal.signal(signal.SIGINT, before)
+            children.append(child)
+
+    try:
+        for child in children:
+            child.start()  # while no other thread runs, which a fork would lack
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(predict, names)
+    finally:
+        for child in children:
+            if child.pid:
+                child.end()
 
 
 def predict_files(names, network, options):
