@@ -757,13 +757,13 @@ def rotated_views(glyph):
 # --- Network ---------------------------------------------------------------
 
 
-def convolve(x, kernel, bias):
+def convolve(x, kernel):
     """Return a valid convolution of x (n, h, w, c) with a kernel (kh, kw, c, filters)."""
     kh, kw, _, filters = kernel.shape
     windows = np.lib.stride_tricks.sliding_window_view(x, (kh, kw), axis=(1, 2))
     n, height, width = windows.shape[:3]
     rows = windows.transpose(0, 1, 2, 4, 5, 3).reshape(n * height * width, -1)
-    return (rows @ kernel.reshape(-1, filters) + bias).reshape(n, height, width, filters)
+    return (rows @ kernel.reshape(-1, filters)).reshape(n, height, width, filters)
 
 
 def max_pool(x, size):
@@ -795,42 +795,38 @@ def build_layer(kind, config, weights):
     kind is its Keras class, config its settings, weights its arrays by name. Raises Unsupported
     for what is not known here, and KeyError, TypeError and the like for what no layer can be.
     """
+    usual = {"padding": "valid", "data_format": "channels_last", "groups": 1}
+    usual |= {"strides": config.get("pool_size", [1, 1]), "dilation_rate": [1, 1]}
+    if any(config.get(setting, value) != value for setting, value in usual.items()):
+        raise Unsupported
+    if config.get("axis", -1) not in (-1, 3, [3]):
+        raise Unsupported
     if config.get("activation", "linear") not in ACTIVATIONS:
         raise Unsupported
     activation = ACTIVATIONS[config.get("activation", "linear")]
+    if kind == "InputLayer" and config["batch_shape"][1:] != [28, 28, 1]:
+        raise ValueError("not the shape of a digit")
     if kind in ("InputLayer", "Dropout"):
-        if kind == "InputLayer" and config["batch_shape"][1:] != [28, 28, 1]:
-            raise ValueError("not the shape of a digit")
         return lambda x: x
     if kind == "Flatten":
         return lambda x: x.reshape(len(x), -1)
+    if kind == "MaxPooling2D":
+        return lambda x: max_pool(x, config["pool_size"])
     if kind == "BatchNormalization":
-        if config["axis"] not in (-1, 3, [3]):
-            raise Unsupported
         names = ("gamma", "beta", "moving_mean", "moving_variance")
         gamma, beta, mean, variance = (weights[name] for name in names)
         scale = gamma / np.sqrt(np.maximum(variance, 0) + np.float32(config["epsilon"]))
         return lambda x: x * scale + (beta - mean * scale)
-    if kind in ("Dense", "Conv2D"):
-        kernel, outputs = weights["kernel"], config["units" if kind == "Dense" else "filters"]
-        bias = weights["bias"] if config["use_bias"] else np.zeros(outputs, np.float32)
-        if kernel.shape[-1] != outputs or bias.shape != (outputs,):
-            raise ValueError("not as many weights as it has outputs")
+    if kind not in ("Dense", "Conv2D"):
+        raise Unsupported
+    kernel, bias = weights["kernel"], weights["bias"] if config["use_bias"] else np.float32(0)
     if kind == "Dense":
-        return lambda x: activation(x @ kernel + bias)
-    if kind not in ("Conv2D", "MaxPooling2D"):
-        raise Unsupported
-    if config["padding"] != "valid" or config["data_format"] != "channels_last":
-        raise Unsupported
-    if kind == "MaxPooling2D":
-        if config["strides"] != config["pool_size"]:
-            raise Unsupported
-        return lambda x: max_pool(x, config["pool_size"])
-    if config["groups"] != 1 or {*config["strides"], *config["dilation_rate"]} != {1}:
-        raise Unsupported
-    if [*kernel.shape[:2]] != config["kernel_size"]:
-        raise ValueError("not the size of its weights")
-    return lambda x: activation(convolve(x, kernel, bias))
+        apply, shape = np.matmul, [len(kernel), config["units"]]
+    else:
+        apply, shape = convolve, [*config["kernel_size"], kernel.shape[2], config["filters"]]
+    if [*kernel.shape] != shape:
+        raise ValueError("not the shape of its weights")
+    return lambda x: activation(apply(x, kernel) + bias)
 
 
 def build_network(layers, weights):
@@ -854,30 +850,35 @@ def build_network(layers, weights):
 
 def try_out(network):
     """Raise ModelError unless the network makes ten probabilities of any 28x28 pixels."""
-    glyphs = np.random.default_rng(0).random((BATCH, 28, 28), np.float32)
+    glyphs = np.random.default_rng(0).random((BATCH + 1, 28, 28), np.float32)  # two batches
     answers = network(glyphs)
-    if answers.shape != (BATCH, 10) or not np.allclose(answers.sum(axis=1), 1, atol=1e-3):
+    if answers.shape != (len(glyphs), 10) or not np.allclose(answers.sum(axis=1), 1, atol=1e-3):
         raise ModelError("it does not make the probabilities of ten digits of 28x28 pixels")
 
 
-def datasets_of(group, depth=0):
-    """Yield all datasets in an HDF5 group; raise ModelError for what points elsewhere.
+def weights_in(file):
+    """Return {layer: {name: float32 array}} of an open HDF5 file; raise ModelError.
 
     Links to other files, virtual and externally stored datasets would open files that the
     user never named: no limit on memory or time prevents that. Links are looked at, not followed.
     """
     import h5py
 
-    for name in group:
-        if type(group.get(name, getlink=True)) is not h5py.HardLink or depth > 8:
-            raise ModelError("it links to other places; train it again")
-        item = group[name]
+    links, weights = {}, {}
+    file.visititems_links(links.__setitem__)
+    for path, link in links.items():
+        item = file[path] if type(link) is h5py.HardLink else None
         if isinstance(item, h5py.Group):
-            yield from datasets_of(item, depth + 1)
-        elif item.is_virtual or item.external or item.dtype.kind not in "fiu":
-            raise ModelError("it stores its weights outside the file; train it again")
-        else:
-            yield item
+            continue
+        if not item or item.is_virtual or item.external or item.dtype.kind not in "fiu":
+            raise ModelError("it links to other places; train it again")
+        group, *inner, name = path.split("/")
+        if group == "model_weights" and inner:
+            values = item[()].astype(np.float32)
+            if not np.isfinite(values).all():
+                raise ModelError("its weights are not finite; train it again")
+            weights.setdefault(inner[0], {})[name.split(":")[0]] = values
+    return weights
 
 
 def check_class(item):
@@ -899,16 +900,8 @@ def read_model(path):
     import h5py
 
     try:
-        weights = {}
         with h5py.File(path, "r") as file:
-            text = file.attrs["model_config"]
-            for item in datasets_of(file):
-                _, group, *inner, name = item.name.split("/")
-                if group == "model_weights" and inner:
-                    values = item[()].astype(np.float32)
-                    if not np.isfinite(values).all():
-                        raise ModelError("its weights are not finite; train it again")
-                    weights.setdefault(inner[0], {})[name.split(":")[0]] = values
+            text, weights = file.attrs["model_config"], weights_in(file)
         model = json.loads(text, object_hook=check_class)
         layers = [(layer["class_name"], layer["config"]) for layer in model["config"]["layers"]]
         if model["class_name"] != "Sequential":

@@ -119,10 +119,6 @@ def group_linked_to(make):
     return apply
 
 
-def group_loop(file, folder):
-    file["model_weights/dense/loop"] = file["model_weights"]
-
-
 def executing():
     """Return the settings of a Lambda layer that would leave a trace of having been executed."""
     import base64
@@ -160,7 +156,7 @@ def endless_heap():
 
 MISFIT = "no Keras model, or its weights do not fit"
 UNSAFE = "not a layer that is known to be safe"
-ELSEWHERE = "links to other places|outside the file"
+ELSEWHERE = "links to other places"
 NOT_DIGITS = "ten digits|do not fit"
 HUGE = "too much memory or time"
 DAMAGED = "damaged or not an HDF5 file"
@@ -224,7 +220,6 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     "soft link": (group_linked_to(lambda _: h5py.SoftLink("/model_weights/dense_1")), ELSEWHERE),
     "virtual weights": (replaced(virtual), ELSEWHERE),
     "externally stored weights": (replaced(external), ELSEWHERE),
-    "loop of groups": (group_loop, ELSEWHERE),
 }
 KERAS_MODELS = {  # what only Keras, within its limits, can tell is bad
     "nested model": added(("Sequential", {"name": "x", "layers": []})),
