@@ -169,16 +169,17 @@ class Sandbox:
 
     inside = False  # true in a child with limits
 
-    def __init__(self, memory=None, seconds=None):
-        self.memory, self.seconds, self.pid = memory, seconds, None
+    def __init__(self, memory=None, seconds=None, function=None):
+        self.memory, self.seconds, self.function, self.pid = memory, seconds, function, None
 
     def call(self, function, *arguments):
-        """Return what the function returns, or raise what it raises, both of which are pickled.
+        """Return what a function, or else the sandbox's own, returns, or raise what it raises.
 
-        Raises TimeoutError where that takes too long, ChildProcessError where it crashes.
+        All but the latter is pickled. Raises TimeoutError where it takes too long,
+        ChildProcessError where it crashes.
         """
         if self.pid is None and not self.start():
-            return function(*arguments)
+            return (function or self.function)(*arguments)
         try:
             pickle.dump((function, arguments), self.calls, protocol=5)
             self.calls.flush()
@@ -226,7 +227,7 @@ class Sandbox:
             function, arguments = pickle.load(calls)
             limit_seconds(self.seconds)
             try:
-                answer = function(*arguments)
+                answer = (function or self.function)(*arguments)
             except Exception as error:
                 answer = error
             limit_seconds(0)
@@ -1636,16 +1637,8 @@ def predict_file(name, network, one=False, drawn=False):
     return answer
 
 
-load_network_once = functools.cache(load_network)
-
-
-def predict_in_worker(name, model, one, drawn):
-    """Return predict_file's Answer in a process of the pool."""
-    return predict_file(name, load_network_once(model), one, drawn)
-
-
-def predict_in_pool(names, workers, *options):
-    """Yield predict_in_worker's Answer for each image, in their order.
+def predict_in_pool(names, workers, predict):
+    """Yield what predict returns for each name, an Answer, in their order, by so many processes.
 
     The threads only wait: at work, they would wait for each other at every step in Python.
     Where a process ends while it reads, the image is read again: if that ends too, it is to blame.
@@ -1653,14 +1646,14 @@ def predict_in_pool(names, workers, *options):
     from concurrent.futures import ThreadPoolExecutor
 
     cv2.setNumThreads(1)  # images run in parallel instead
-    children = [Sandbox() for _ in range(workers)]
+    children = [Sandbox(function=predict) for _ in range(workers)]
 
-    def predict(name):
+    def predict_in_child(name):
         child = children.pop()
         try:
             for _ in range(2):
                 with contextlib.suppress(ChildProcessError):
-                    return child.call(predict_in_worker, name, *options)
+                    return child.call(None, name)
             return Answer(name, error="stopped while it was read; it may need more memory")
         finally:
             children.append(child)
@@ -1669,7 +1662,7 @@ def predict_in_pool(names, workers, *options):
         for child in children:
             child.start()  # while no other thread runs, which a fork would lack
         with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(predict, names)
+            yield from pool.map(predict_in_child, names)
     finally:
         for child in children:
             if child.pid:
@@ -1677,15 +1670,14 @@ def predict_in_pool(names, workers, *options):
 
 
 def predict_files(names, network, options):
-    """Yield predict_file's Answer for each image, in their order, by several processes if many."""
+    """Return predict_file's Answers, in the order of names, by several processes if many."""
     drawn = bool(options.plot or options.show)
+    predict = functools.partial(predict_file, network=network, one=options.one, drawn=drawn)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = min(cores, MAX_WORKERS, len(names) // WORTH_A_WORKER) if options.images else 1
     if workers < 2 or "-" in names or keras_sandbox.pid:
-        for name in names:
-            yield predict_file(name, network, options.one, drawn)
-    else:
-        yield from predict_in_pool(names, workers, options.model, options.one, drawn)
+        return map(predict, names)
+    return predict_in_pool(names, workers, predict)
 
 
 # --- Command line ----------------------------------------------------------

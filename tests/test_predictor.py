@@ -495,17 +495,16 @@ def test_killed_processes_lose_no_image(album):
     assert all(answer.split()[:2] == [b"7.png", b"7"] for answer in answers)
 
 
-def kill_own_process(name, *_):
-    """Stand for predict_in_worker, where reading one image ends its process."""
+def kill_own_process(name):
+    """Stand for predict_file, where reading one image ends its process."""
     if name == "deadly.png":
         os.kill(os.getpid(), signal.SIGKILL)
     return predictor.Answer(name, [name])
 
 
-def test_image_that_ends_its_process_is_told_and_the_others_are_answered(monkeypatch):
-    monkeypatch.setattr(predictor, "predict_in_worker", kill_own_process)
+def test_image_that_ends_its_process_is_told_and_the_others_are_answered():
     names = ["1.png", "deadly.png", "2.png"]
-    answers = list(predictor.predict_in_pool(names, 2))
+    answers = list(predictor.predict_in_pool(names, 2, kill_own_process))
     assert [answer.name for answer in answers] == names
     assert [answer.name for answer in answers if answer.error] == ["deadly.png"]
     assert "memory" in answers[1].error
