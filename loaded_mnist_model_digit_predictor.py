@@ -1700,43 +1700,34 @@ def asked_for():
         yield from expand([line])
 
 
-def progress_bar(total):
-    """Return a bar for a terminal, which shows itself after two seconds; None elsewhere."""
+def with_progress(answers, total):
+    """Yield answers, with a bar on a terminal from the third second on."""
+    bar = None
     if total > 1 and sys.stderr.isatty():
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
 
-            return tqdm(total=total, delay=2, leave=False, unit="image")
-    return None
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message):
-        warn(f"{message}; see --help")
-        sys.exit(2)
+            bar = answers = tqdm(answers, total=total, delay=2, leave=False, unit="image")
+    for answer in answers:
+        if bar:
+            bar.clear()  # it comes back below what is printed
+        yield answer
 
 
 def parse_arguments(argv=None):
     """Return the parsed command line; exit with status 2 if it is wrong."""
-    parser = Parser(description="Read the handwritten digits in photos, scans and drawings.")
-    add = parser.add_argument
-    add(
-        "images",
-        nargs="*",
-        metavar="IMAGE",
-        help="image, folder of images, or - for standard input",
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.error = lambda text: parser.exit(2, f"{parser.prog}: {text}; see --help\n")
+    add, images = parser.add_argument, "image, folder of images, or - for standard input"
+    add("images", nargs="*", metavar="IMAGE", help=images)
     add("--model", default=str(MODEL), help="Keras HDF5 file (default: %(default)s)")
     add("--one", action="store_true", help="each image holds exactly one digit")
-    add("--top", type=int, metavar="K", help="also print the K likeliest digits (default: none)")
+    likeliest = "also print the K likeliest digits, 1 to 10 (default: none)"
+    add("--top", type=int, choices=range(1, 11), metavar="K", help=likeliest)
     add("--json", action="store_true", help="print one JSON object an image (default: text)")
     add("--plot", type=Path, metavar="FILE", help="save a picture of what was read (default: none)")
     add("--show", action="store_true", help="open that picture in a window")
     options = parser.parse_args(argv)
-    if options.top is not None and not 1 <= options.top <= 10:
-        parser.error(f"argument --top: {options.top} is not from 1 to 10")
     if options.plot and options.plot.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         parser.error(f"argument --plot: {options.plot} does not end in .png, .jpg, .pdf or .svg")
     if options.plot and not (options.plot.parent.is_dir() and not options.plot.is_dir()):
@@ -1749,24 +1740,18 @@ def parse_arguments(argv=None):
 def run(options):
     """Read every image, print each answer at once, and return the exit status."""
     network = load_network(options.model)
-    names = expand(options.images) if options.images else asked_for()
-    total = len(names) if options.images else 1
-    width = max(len(printable(name)) for name in names) if options.images else 0
-    bar, status, drawn = progress_bar(total), 0, []
-    for answer in predict_files(names, network, options):
-        if bar:
-            bar.clear()
+    names = expand(options.images)
+    total, width = len(names), max((len(printable(name)) for name in names), default=0)
+    answers = predict_files(names or asked_for(), network, options)
+    status, drawn = 0, []
+    for answer in with_progress(answers, total):
         if options.json:
             print(as_json(answer, options.top), flush=True)
         else:
             print(as_text(answer, options.top, min(40, width)), flush=True)
-        if bar:
-            bar.update()
         status = 1 if answer.error else status
         if (options.plot or options.show) and len(drawn) < PLOTTED:
             drawn.append(answer)
-    if bar:
-        bar.close()
     if total > PLOTTED and drawn:
         warn(f"the picture shows the first {PLOTTED} of {total} images")
     if options.plot and drawn:
