@@ -1460,21 +1460,14 @@ def as_json(answer, top=None):
     """Return an Answer as one line of JSON."""
     if answer.error:
         return json.dumps({"image": answer.name, "error": answer.error})
-    digits = []
+    found = []
     for digit in digits_of(answer.lines):
-        probabilities = [round(float(p), 6) for p in digit.probabilities]
-        digits.append(
-            {
-                "digit": digit.digit,
-                "confidence": round(digit.confidence, 6),
-                "uncertain": digit.uncertain,
-                "box": list(digit.box),
-                "probabilities": probabilities,
-            }
-        )
+        sure, shares = round(digit.confidence, 6), [round(float(p), 6) for p in digit.probabilities]
+        found.append({"digit": digit.digit, "confidence": sure, "uncertain": digit.uncertain})
+        found[-1] |= {"box": list(digit.box), "probabilities": shares}
         if top:
-            digits[-1]["top"] = [[d, probabilities[d]] for d in ranking(digit)[:top]]
-    return json.dumps({"image": answer.name, "text": text_of(answer.lines), "digits": digits})
+            found[-1]["top"] = [[d, shares[d]] for d in ranking(digit)[:top]]
+    return json.dumps({"image": answer.name, "text": text_of(answer.lines), "digits": found})
 
 
 def ranking(digit):
@@ -1484,25 +1477,18 @@ def ranking(digit):
 
 def as_text(answer, top=None, width=0):
     """Return an Answer as lines for a terminal, its name padded to width."""
-    shown = printable(answer.name).ljust(width)
-    indent = " " * (len(shown) + 2)
+    name = printable(answer.name).ljust(width)
     if answer.error:
-        return f"{shown}  {answer.error}"
-    lines = answer.lines
-    digits = digits_of(lines)
+        return f"{name}  {answer.error}"
+    digits = digits_of(answer.lines)
     lowest = min(digits, key=lambda digit: digit.confidence)
-    doubt = ""
-    if lowest.uncertain:
-        first, second = ranking(lowest)[:2]
-        doubt = f"  not sure: {first} or {second}"
-    first, *rest = text_of(lines).split("\n")
     sure = f"{lowest.confidence:6.1%}" if len(digits) == 1 else f"  lowest {lowest.confidence:.1%}"
-    text = [f"{shown}  {first} {sure}{doubt}", *(indent + line for line in rest)]
-    if top:
-        for digit in digits:
-            likeliest = (f"{d} {digit.probabilities[d]:.1%}" for d in ranking(digit)[:top])
-            text.append(indent + "  ".join(likeliest))
-    return "\n".join(text)
+    if lowest.uncertain:
+        sure += "  not sure: {} or {}".format(*ranking(lowest))
+    first, *rest = text_of(answer.lines).split("\n")
+    for digit in digits if top else ():
+        rest.append("  ".join(f"{d} {digit.probabilities[d]:.1%}" for d in ranking(digit)[:top]))
+    return ("\n" + " " * len(name + "  ")).join([f"{name}  {first} {sure}", *rest])
 
 
 def printable(name):
@@ -1512,48 +1498,46 @@ def printable(name):
 
 def draw_answers(figure, answers):
     """Draw each Answer as a row: the image with its boxes, what the network saw, how sure it is."""
+    figure.set(size_inches=(10, 2.9 * len(answers)), layout_engine="constrained")
     rows = figure.subplots(len(answers), 3, squeeze=False, width_ratios=(3, 2, 3))
     for (picture, seen, bars), answer in zip(rows, answers, strict=True):
-        lines, scale = answer.lines, answer.scale
+        digits = digits_of(answer.lines)
+        colours = ["tab:orange" if digit.uncertain else "tab:green" for digit in digits]
+        title = printable(os.path.basename(answer.name) or answer.name)
+        if len(answer.lines) == 1:
+            title = f"{title}: {text_of(answer.lines)}"
+        picture.set_title(title, fontsize=10, parse_math=False)
         for axes in (picture, seen):
             axes.set_axis_off()
-        title = printable(os.path.basename(answer.name) or answer.name)
-        if len(lines) == 1:
-            title = f"{title}: {text_of(lines)}"
-        picture.set_title(title, fontsize=10, parse_math=False)
         if answer.rgb is not None:
             picture.imshow(answer.rgb)
         if answer.error:
             seen.text(0.5, 0.5, answer.error, ha="center", va="center", wrap=True)
             bars.set_axis_off()
             continue
-        digits = digits_of(lines)
-        for digit in digits:
-            left, top, right, bottom = (edge / scale for edge in digit.box)
-            colour = "tab:orange" if digit.uncertain else "tab:green"
+        for digit, colour in zip(digits, colours, strict=True):
+            left, top, right, bottom = (edge / answer.scale for edge in digit.box)
             xs, ys = (left, right, right, left, left), (top, top, bottom, bottom, top)
             picture.plot(xs, ys, color=colour, linewidth=1.5)
             if len(digits) > 1:
                 style = {"color": colour, "ha": "center", "va": "bottom", "fontsize": 8}
                 style["bbox"] = {"facecolor": "white", "alpha": 0.8, "pad": 0.5, "linewidth": 0}
                 picture.text((left + right) / 2, top, digit.digit, **style)
-        longest = max(len(line) for line in lines)
-        mosaic = np.zeros((28 * len(lines), 28 * longest), np.float32)
-        for row, line in enumerate(lines):
-            for column, digit in enumerate(line):
-                mosaic[28 * row :, 28 * column :][:28, :28] = digit.glyph
-        seen.imshow(mosaic, cmap="gray", vmin=0, vmax=1)
+        strips = [np.hstack([digit.glyph for digit in line]) for line in answer.lines]
+        longest = max(strip.shape[1] for strip in strips)
+        strips = [np.pad(strip, ((0, 0), (0, longest - strip.shape[1]))) for strip in strips]
+        seen.imshow(np.vstack(strips), cmap="gray", vmin=0, vmax=1)
         seen.set_title("what the network saw", fontsize=10)
+        heights, labels = [digit.confidence for digit in digits], [digit.digit for digit in digits]
+        title = "how sure of each digit"
         if len(digits) == 1:
-            bars.bar(range(10), digits[0].probabilities, color="tab:blue")
-            bars.set(xticks=range(10), ylim=(0, 1), xlabel="digit")
-            bars.set_title(f"{digits[0].digit}, {digits[0].confidence:.1%} sure", fontsize=10)
-        else:
-            colours = ["tab:orange" if digit.uncertain else "tab:green" for digit in digits]
-            bars.bar(range(len(digits)), [digit.confidence for digit in digits], color=colours)
-            some = range(0, len(digits), -(-len(digits) // 25))
-            bars.set(ylim=(0, 1), xticks=some, xticklabels=[digits[i].digit for i in some])
-            bars.set_title("how sure of each digit", fontsize=10)
+            title = f"{labels[0]}, {heights[0]:.1%} sure"
+            heights, labels, colours = digits[0].probabilities, range(10), "tab:blue"
+            bars.set_xlabel("digit")
+        bars.bar(range(len(heights)), heights, color=colours)
+        some = range(0, len(heights), -(-len(heights) // 25))
+        bars.set(ylim=(0, 1), xticks=some, xticklabels=[labels[i] for i in some])
+        bars.set_title(title, fontsize=10)
         bars.yaxis.set_major_formatter("{x:.0%}")
 
 
@@ -1561,7 +1545,7 @@ def save_plot(path, answers):
     """Write the picture of draw_answers to path, whole or not at all; raise OSError."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 2.9 * len(answers)), layout="constrained")  # needs no display
+    figure = Figure()  # needs no display
     draw_answers(figure, answers)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -1578,7 +1562,7 @@ def show_plot(answers):
 
         if pyplot.get_backend().lower() == "agg":
             raise ImportError
-        draw_answers(pyplot.figure(figsize=(10, 2.9 * len(answers)), layout="constrained"), answers)
+        draw_answers(pyplot.figure(), answers)
         pyplot.show()
     except Exception:  # every windowing toolkit fails in its own way
         warn("--show needs a display, and there is none; use --plot FILE")
