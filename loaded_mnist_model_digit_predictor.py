@@ -41,7 +41,7 @@ PLOTTED = 20  # images in one picture; more rows are too many to look at
 
 # Limits on files, which may be damaged or made to harm
 MAX_BYTES = 200_000_000  # of one file
-MAX_PIXELS = 100_000_000  # of one image; where no system bounds memory, nothing else would
+MAX_MEGAPIXELS = 100  # of one image; where no system bounds memory, nothing else would
 MAX_MEMORY = 385_000_000  # bytes for a file, its pixels and all else that decoding takes
 MAX_SECONDS = 0.7  # of processor time for headers, or for a model; a phone's photo takes 0.1 in all
 SECONDS_A_MEGAPIXEL = 0.1  # more to decode pixels: large HEIC photos take half of that,
@@ -60,6 +60,7 @@ FORMATS = {  # Pillow's name: what such files are called in a folder
     "AVIF": ".avif",
     "HEIF": ".heic .heif",  # by a package of its own
 }
+UNDECODABLE = f"damaged, or too large for {MAX_MEMORY // 1_000_000} MB; save it anew, or smaller"
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
 LARGE = 50  # and that is the end of it if their digits are so many of those pixels long
@@ -295,7 +296,7 @@ def decode(source):
     except TimeoutError:
         raise ImageError("takes too long to decode; save it anew, or smaller") from None
     except ChildProcessError:
-        raise ImageError("damaged, or too large to decode") from None
+        raise ImageError(UNDECODABLE) from None
 
 
 def decode_here(source):
@@ -316,9 +317,9 @@ def decode_here(source):
                 formats.remove("HEIF")
             with Image.open(file, formats=formats) as image:
                 megapixels = image.width * image.height / 1e6
-                if megapixels > MAX_PIXELS / 1e6:
-                    limit = MAX_PIXELS // 1_000_000
-                    raise ImageError(f"too large ({megapixels:.0f} megapixels, at most {limit})")
+                if megapixels > MAX_MEGAPIXELS:
+                    limit = f"{megapixels:.0f} megapixels, at most {MAX_MEGAPIXELS}"
+                    raise ImageError(f"too large ({limit}); reduce it first")
                 longer = (megapixels * SECONDS_A_MEGAPIXEL, size / 1e6 * SECONDS_A_MEGABYTE)
                 limit_seconds(MAX_SECONDS + min(longer))
                 return reduce_upright(image)
@@ -326,13 +327,10 @@ def decode_here(source):
         raise
     except ImportError:
         raise ImageError("HEIC needs one more package: pip install pillow-heif") from None
-    except MemoryError:
-        text = f"too large to decode in {MAX_MEMORY // 1_000_000} MB; reduce it first"
-        raise ImageError(text) from None
     except UnidentifiedImageError:
         raise ImageError("not an image in a format read here") from None
     except Exception:  # decoders fail in every way there is
-        raise ImageError("damaged, or too large to decode") from None
+        raise ImageError(UNDECODABLE) from None
 
 
 def reduce_upright(image):
@@ -937,14 +935,12 @@ def load_network(path):
         network = functools.partial(keras_sandbox.call, keras_network, path)
         try_out(network)
         return network
-    except FileNotFoundError:
-        text = "no such file; train it with mnist_cnn_with_dropout.py or give --model"
-        raise ModelError(text) from None
     except (MemoryError, TimeoutError, ChildProcessError):
         raise ModelError("it takes too much memory or time; train it again") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"it cannot be opened ({reason})") from None
+        advice = "train it with mnist_cnn_with_dropout.py or give --model"
+        raise ModelError(f"it cannot be opened ({reason}); {advice}") from None
 
 
 def keras_network(path, glyphs):

@@ -162,7 +162,7 @@ HUGE = "too much memory or time"
 DAMAGED = "damaged or not an HDF5 file"
 ANY = "."
 RAW_MODELS = {  # name: (bytes, or None for no file; the pattern of the answer)
-    "missing": (None, "no such file"),
+    "missing": (None, "No such file"),
     "empty": (b"", DAMAGED),
     "pickle": (b"\x80\x04cposix\nmkdir\nX\x08\0\0\0executed\x85R.", DAMAGED),
     "truncated": (MODEL_BYTES[: len(MODEL_BYTES) // 2], DAMAGED),
