@@ -142,16 +142,6 @@ class Unsupported(Exception):
 # --- Limits ----------------------------------------------------------------
 
 
-def limit_memory(size):
-    """Let this process take size bytes more than it has, where the system can bound that."""
-    import resource
-
-    with contextlib.suppress(OSError, ValueError):  # macOS has no /proc; a lower limit may be set
-        pages = int(Path("/proc/self/statm").read_text().split()[5])
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + size, hard))
-
-
 def limit_seconds(seconds):
     """Give what a sandbox calls so much processor time from now on; 0 is any."""
     if Sandbox.inside:
@@ -215,6 +205,8 @@ class Sandbox:
 
     def serve(self, calls, answers):
         """Answer calls, in the child, until there are no more."""
+        import resource
+
         sandbox.pid = None  # that one is the parent's
         Sandbox.inside = self.seconds is not None
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prints
@@ -223,7 +215,12 @@ class Sandbox:
         for stream in (1, 2):  # what libraries in C print is not for the user
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         if Sandbox.inside:
-            limit_memory(self.memory)
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # macOS has no /proc; less may be allowed
+                _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+                used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_DATA, (used + self.memory, hard))
         while True:
             function, arguments = pickle.load(calls)
             limit_seconds(self.seconds)
@@ -353,8 +350,7 @@ def reduce_upright(image):
         ImageOps.exif_transpose(image, in_place=True)
     if deep:  # in whatever range
         levels = np.nan_to_num(np.asarray(image), nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = levels.min(), levels.max()
-        levels = (levels - low) * (255.0 / max(float(high - low), 1e-9))
+        levels = np.interp(levels, (levels.min(), levels.max()), (0, 255))
         image = Image.fromarray(levels.astype(np.uint8))
     if transparent:
         image = lay_on_paper(image)
@@ -1612,8 +1608,6 @@ def predict_file(name, network, one=False, drawn=False):
         answer.error = "cannot be read, by a fault of this script; report it with the image"
     if not drawn:
         answer.rgb = None
-        for digit in digits_of(answer.lines):
-            digit.glyph = None
     return answer
 
 
