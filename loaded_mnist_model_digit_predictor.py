@@ -754,21 +754,15 @@ def rotated_views(glyph):
 
 def convolve(x, kernel):
     """Return a valid convolution of x (n, h, w, c) with a kernel (kh, kw, c, filters)."""
-    kh, kw, _, filters = kernel.shape
-    windows = np.lib.stride_tricks.sliding_window_view(x, (kh, kw), axis=(1, 2))
-    n, height, width = windows.shape[:3]
-    rows = windows.transpose(0, 1, 2, 4, 5, 3).reshape(n * height * width, -1)
-    return (rows @ kernel.reshape(-1, filters)).reshape(n, height, width, filters)
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(1, 2))
+    return np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
 
 
 def max_pool(x, size):
     """Return the maxima of x (n, h, w, c) over tiles of size (rows, columns)."""
-    rows, columns = size
-    bottom, right = x.shape[1] // rows * rows, x.shape[2] // columns * columns
-    corners = itertools.product(range(rows), range(columns))
-    return functools.reduce(
-        np.maximum, (x[:, top:bottom:rows, left:right:columns] for top, left in corners)
-    )
+    windows = np.lib.stride_tricks.sliding_window_view(x, size, axis=(1, 2))
+    tiles = windows[:, :: size[0], :: size[1]]
+    return functools.reduce(np.maximum, (tiles[..., r, c] for r, c in np.ndindex(*size)))
 
 
 def softmax(logits):
@@ -790,13 +784,10 @@ def build_layer(kind, config, weights):
     kind is its Keras class, config its settings, weights its arrays by name. Raises Unsupported
     for what is not known here, and KeyError, TypeError and the like for what no layer can be.
     """
-    usual = {"padding": "valid", "data_format": "channels_last", "groups": 1}
-    usual |= {"strides": config.get("pool_size", [1, 1]), "dilation_rate": [1, 1]}
-    if any(config.get(setting, value) != value for setting, value in usual.items()):
-        raise Unsupported
-    if config.get("axis", -1) not in (-1, 3, [3]):
-        raise Unsupported
-    if config.get("activation", "linear") not in ACTIVATIONS:
+    usual = {"padding": ["valid"], "data_format": ["channels_last"], "groups": [1]}
+    usual |= {"strides": [config.get("pool_size", [1, 1])], "dilation_rate": [[1, 1]]}
+    usual |= {"axis": [-1, 3, [3]], "activation": [*ACTIVATIONS]}
+    if any(config.get(setting, values[0]) not in values for setting, values in usual.items()):
         raise Unsupported
     activation = ACTIVATIONS[config.get("activation", "linear")]
     if kind == "InputLayer" and config["batch_shape"][1:] != [28, 28, 1]:
