@@ -1623,15 +1623,10 @@ def predict_in_pool(names, workers, predict):
         finally:
             children.append(child)
 
-    try:
-        for child in children:
-            child.start()  # while no other thread runs, which a fork would lack
-        with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(predict_in_child, names)
-    finally:
-        for child in children:
-            if child.pid:
-                child.end()
+    for child in children:
+        child.start()  # while no other thread runs, which a fork would lack
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(predict_in_child, names)  # children end with their pipes
 
 
 def predict_files(names, network, options):
@@ -1693,10 +1688,9 @@ def parse_arguments(argv=None):
     add("--plot", type=Path, metavar="FILE", help="save a picture of what was read (default: none)")
     add("--show", action="store_true", help="open that picture in a window")
     options = parser.parse_args(argv)
-    if options.plot and options.plot.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
-        parser.error(f"argument --plot: {options.plot} does not end in .png, .jpg, .pdf or .svg")
-    if options.plot and not (options.plot.parent.is_dir() and not options.plot.is_dir()):
-        parser.error(f"argument --plot: {options.plot} is in no folder, or is one")
+    plot, kinds = options.plot, (".png", ".jpg", ".pdf", ".svg")
+    if plot and (plot.suffix.lower() not in kinds or plot.is_dir() or not plot.parent.is_dir()):
+        parser.error(f"argument --plot: {plot} is no {', '.join(kinds)} in a folder that exists")
     if not options.images and not (sys.stdin and sys.stdin.isatty()):
         parser.error("give an image, a folder of images, or - for standard input")
     return options
@@ -1708,12 +1702,10 @@ def run(options):
     names = expand(options.images)
     total, width = len(names), max((len(printable(name)) for name in names), default=0)
     answers = predict_files(names or asked_for(), network, options)
+    as_lines = as_json if options.json else functools.partial(as_text, width=min(40, width))
     status, drawn = 0, []
     for answer in with_progress(answers, total):
-        if options.json:
-            print(as_json(answer, options.top), flush=True)
-        else:
-            print(as_text(answer, options.top, min(40, width)), flush=True)
+        print(as_lines(answer, options.top), flush=True)
         status = 1 if answer.error else status
         if (options.plot or options.show) and len(drawn) < PLOTTED:
             drawn.append(answer)
