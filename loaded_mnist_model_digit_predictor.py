@@ -36,7 +36,7 @@ import numpy as np
 
 MODEL = Path(__file__).resolve().parent / "models" / "mnist_model.h5"
 MAX_WORKERS = 8  # processes that read at once; each may take the memory of a large image
-WORTH_A_WORKER = 8  # images, in which time a process has started
+WORTH_A_WORKER = 8  # images; for fewer, a process more takes as long as it saves
 PLOTTED = 20  # images in one picture; more rows are too many to look at
 
 # Limits on files, which may be damaged or made to harm
@@ -860,10 +860,7 @@ def weights_in(file):
             raise ModelError("it links to other places; train it again")
         group, *inner, name = path.split("/")
         if group == "model_weights" and inner:
-            values = item[()].astype(np.float32)
-            if not np.isfinite(values).all():
-                raise ModelError("its weights are not finite; train it again")
-            weights.setdefault(inner[0], {})[name.split(":")[0]] = values
+            weights.setdefault(inner[0], {})[name.split(":")[0]] = item[()].astype(np.float32)
     return weights
 
 
@@ -878,7 +875,7 @@ def check_class(item):
 
 
 def read_model(path):
-    """Return a Keras HDF5 file's layers and weights, tried out, or None if only Keras can do that.
+    """Return a Keras HDF5 file's layers and weights, tried out; raise ModelError or Unsupported.
 
     layers is a list of (class, settings), weights {layer: {name: float32 array}}.
     """
@@ -894,9 +891,7 @@ def read_model(path):
             raise Unsupported
         try_out(build_network(layers, weights))
         return layers, weights
-    except Unsupported:
-        return None
-    except (ModelError, MemoryError):
+    except (ModelError, Unsupported, MemoryError):
         raise
     except (OSError, RuntimeError):
         raise ModelError("it is damaged or not an HDF5 file; train it again") from None
@@ -916,12 +911,12 @@ def load_network(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ModelError("it is not a file; give a Keras HDF5 file")
         path = os.path.abspath(path)
-        model = sandbox.call(read_model, path)
-        if model:
-            return build_network(*model)
-        network = functools.partial(keras_sandbox.call, keras_network, path)
-        try_out(network)
-        return network
+        try:
+            return build_network(*sandbox.call(read_model, path))
+        except Unsupported:
+            network = functools.partial(keras_sandbox.call, keras_network, path)
+            try_out(network)
+            return network
     except (MemoryError, TimeoutError, ChildProcessError):
         raise ModelError("it takes too much memory or time; train it again") from None
     except (OSError, ValueError) as error:

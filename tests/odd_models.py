@@ -205,7 +205,7 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     "a billion units": (layer("Dense", units=10**9), MISFIT),
     "same name twice": (layer("Dense", name="conv2d"), ANY),
     "epsilon not a number": (layer("BatchNormalization", epsilon=float("nan")), ANY),
-    "weights not finite": (weights(lambda values: values + np.inf), "not finite"),
+    "weights not finite": (weights(lambda values: values + np.inf), "probabilities"),
     "weights turned": (weights(lambda values: values.T.copy()), MISFIT),
     "weights of text": (weights(lambda values: np.full(values.shape, b"x")), ANY),
     "weights missing": (replaced(lambda *_: None), MISFIT),
