@@ -1671,7 +1671,8 @@ def with_progress(answers, total):
 
 def parse_arguments(argv=None):
     """Return the parsed command line; exit with status 2 if it is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    description = "Read the handwritten digits in photos, scans and drawings."
+    parser = argparse.ArgumentParser(description=description)
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: {text}; see --help\n")
     add, images = parser.add_argument, "image, folder of images, or - for standard input"
     add("images", nargs="*", metavar="IMAGE", help=images)
