@@ -215,9 +215,8 @@ class Sandbox:
         for stream in (1, 2):  # what libraries in C print is not for the user
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         if Sandbox.inside:
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # macOS has no /proc; less may be allowed
+            # macOS has no /proc, and a system may allow less than is wanted.
+            with contextlib.suppress(OSError, ValueError):
                 _, hard = resource.getrlimit(resource.RLIMIT_DATA)
                 used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_DATA, (used + self.memory, hard))
@@ -1438,14 +1437,20 @@ def as_json(answer, top=None):
     """Return an Answer as one line of JSON."""
     if answer.error:
         return json.dumps({"image": answer.name, "error": answer.error})
-    found = []
+    digits = []
     for digit in digits_of(answer.lines):
-        sure, shares = round(digit.confidence, 6), [round(float(p), 6) for p in digit.probabilities]
-        found.append({"digit": digit.digit, "confidence": sure, "uncertain": digit.uncertain})
-        found[-1] |= {"box": list(digit.box), "probabilities": shares}
+        probabilities = [round(float(p), 6) for p in digit.probabilities]
+        told = {
+            "digit": digit.digit,
+            "confidence": round(digit.confidence, 6),
+            "uncertain": digit.uncertain,
+            "box": list(digit.box),
+            "probabilities": probabilities,
+        }
         if top:
-            found[-1]["top"] = [[d, shares[d]] for d in ranking(digit)[:top]]
-    return json.dumps({"image": answer.name, "text": text_of(answer.lines), "digits": found})
+            told["top"] = [[d, probabilities[d]] for d in ranking(digit)[:top]]
+        digits.append(told)
+    return json.dumps({"image": answer.name, "text": text_of(answer.lines), "digits": digits})
 
 
 def ranking(digit):
