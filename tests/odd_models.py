@@ -1,6 +1,8 @@
 """Model files that are damaged, absurd or made to harm, for the tests of the predictor."""
 
+import base64
 import json
+import marshal
 import os
 import struct
 
@@ -25,11 +27,7 @@ def configured(change):
 
 def described(text):
     """Return a function that replaces a model's description."""
-
-    def apply(file, folder):
-        file.attrs["model_config"] = text
-
-    return apply
+    return lambda file, _: file.attrs.__setitem__("model_config", text)
 
 
 def layer(kind, **settings):
@@ -42,53 +40,40 @@ def layer(kind, **settings):
     return configured(change)
 
 
-def added(*new, at=-1):
-    """Return a function that adds layers, (class name, settings), to a model."""
-
-    def change(config):
-        found = [{"class_name": kind, "config": dict(settings)} for kind, settings in new]
-        config["config"]["layers"][at:at] = found
-
-    return configured(change)
+def added(kind, settings, at=-1):
+    """Return a function that adds a layer to a model."""
+    new = {"class_name": kind, "config": settings}
+    return configured(lambda config: config["config"]["layers"].insert(at, new))
 
 
 def datasets(file):
     """Return {path: dataset} of a model's weights."""
-    found = {}
-    file.visititems(
-        lambda n, item: found.update({n: item} if isinstance(item, h5py.Dataset) else {})
-    )
-    return found
+    paths = []
+    file.visit(paths.append)
+    return {path: file[path] for path in paths if isinstance(file[path], h5py.Dataset)}
 
 
-def kernel_of(file):
-    """Return the path of the largest weights."""
-    found = datasets(file)
-    return max(found, key=lambda path: found[path].size)
+def replaced(make):
+    """Return a function that has make(file, path, values, folder) replace the largest weights."""
+
+    def apply(file, folder):
+        found = datasets(file)
+        path = max(found, key=lambda path: found[path].size)
+        values = found[path][()]
+        del file[path]
+        make(file, path, values, folder)
+
+    return apply
 
 
 def weights(change):
     """Return a function that replaces the largest weights by change(array)."""
-
-    def apply(file, folder):
-        path = kernel_of(file)
-        values = change(file[path][()])
-        del file[path]
-        file[path] = values
-
-    return apply
+    return replaced(lambda file, path, values, _: file.create_dataset(path, data=change(values)))
 
 
-def replaced(make):
-    """Return a function that puts make(file, path, folder) in the place of the largest weights."""
-
-    def apply(file, folder):
-        path = kernel_of(file)
-        shape = file[path].shape
-        del file[path]
-        make(file, path, shape, folder)
-
-    return apply
+def linked(make):
+    """Return a function that replaces the largest weights by the link that make(folder) returns."""
+    return replaced(lambda file, path, _, folder: file.__setitem__(path, make(folder)))
 
 
 def outside(folder):
@@ -98,50 +83,24 @@ def outside(folder):
     return path
 
 
-def virtual(file, path, shape, folder):
-    layout = h5py.VirtualLayout(shape, "f4")
-    layout[...] = h5py.VirtualSource(str(outside(folder)), "data", shape)
+def virtual(file, path, values, folder):
+    layout = h5py.VirtualLayout(values.shape, "f4")
+    layout[...] = h5py.VirtualSource(str(outside(folder)), "data", values.shape)
     file.create_virtual_dataset(path, layout)
 
 
-def external(file, path, shape, folder):
+def external(file, path, values, folder):
     place = [(str(outside(folder)), 0, h5py.h5f.UNLIMITED)]
-    file.create_dataset(path, shape, "f4", external=place)
-
-
-def group_linked_to(make):
-    """Return a function that replaces the weights' group by a link."""
-
-    def apply(file, folder):
-        del file["model_weights/dense"]
-        file["model_weights/dense"] = make(folder)
-
-    return apply
+    file.create_dataset(path, values.shape, "f4", external=place)
 
 
 def executing():
     """Return the settings of a Lambda layer that would leave a trace of having been executed."""
-    import base64
-    import marshal
-
     code = compile("lambda x: __import__('os').mkdir('executed') or x", "x", "eval").co_consts[0]
     text = base64.b64encode(marshal.dumps(code)).decode()
-    function = {
-        "class_name": "__lambda__",
-        "config": {"code": text, "defaults": None, "closure": None},
-    }
+    config = {"code": text, "defaults": None, "closure": None}
+    function = {"class_name": "__lambda__", "config": config}
     return {"name": "x", "function": function, "arguments": {}}
-
-
-def far_padding(file, folder):
-    """Have Keras pad a digit to 30,000 pixels a side, 3.6 GB, for weights that are not there."""
-    settings = {"name": "pad", "padding": [[15_000, 15_000], [15_000, 15_000]]}
-    added(("ZeroPadding2D", settings), at=1)(file, folder)
-
-
-def lambda_as_activation(file, folder):
-    inner = {"module": "keras.layers", "class_name": "Lambda", "config": executing()}
-    layer("Dense", activation={**inner, "registered_name": None})(file, folder)
 
 
 def endless_heap():
@@ -154,6 +113,7 @@ def endless_heap():
     return bytes(data)
 
 
+LAMBDA = {"class_name": "Lambda", "config": executing()}
 MISFIT = "no Keras model, or its weights do not fit"
 UNSAFE = "not a layer that is known to be safe"
 ELSEWHERE = "links to other places"
@@ -177,14 +137,14 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     "nested objects": (described('{"config":' * 100_000 + "1" + "}" * 100_000), ANY),
     "huge description": (described('{"x": "' + "y" * 30_000_000 + '"}'), MISFIT),
     "layers empty": (configured(lambda config: config["config"].update(layers=[])), ANY),
-    "model class Lambda": (
-        configured(lambda _: {"class_name": "Lambda", "config": executing()}),
+    "model class Lambda": (configured(lambda _: LAMBDA), UNSAFE),
+    "Lambda layer": (added("Lambda", executing()), UNSAFE),
+    "Lambda as activation": (
+        layer("Dense", activation={"module": "keras.layers", **LAMBDA}),
         UNSAFE,
     ),
-    "Lambda layer": (added(("Lambda", executing())), UNSAFE),
-    "Lambda as activation": (lambda_as_activation, UNSAFE),
-    "layer with a terminal's codes": (added(("\x1b[31m\n" * 99, {"name": "x"})), UNSAFE),
-    "saved model layer": (added(("TFSMLayer", {"filepath": "/x"})), UNSAFE),
+    "layer with a terminal's codes": (added("\x1b[31m\n" * 99, {"name": "x"}), UNSAFE),
+    "saved model layer": (added("TFSMLayer", {"filepath": "/x"}), UNSAFE),
     "foreign module": (
         configured(lambda c: c["config"]["layers"][1].update(module="os", class_name="Dense")),
         UNSAFE,
@@ -214,19 +174,20 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
         HUGE,
     ),
     "external link": (
-        group_linked_to(lambda folder: h5py.ExternalLink(str(outside(folder)), "/")),
+        linked(lambda folder: h5py.ExternalLink(str(outside(folder)), "/")),
         ELSEWHERE,
     ),
-    "soft link": (group_linked_to(lambda _: h5py.SoftLink("/model_weights/dense_1")), ELSEWHERE),
+    "soft link": (linked(lambda _: h5py.SoftLink("/model_weights/dense_1")), ELSEWHERE),
     "virtual weights": (replaced(virtual), ELSEWHERE),
     "externally stored weights": (replaced(external), ELSEWHERE),
 }
 KERAS_MODELS = {  # what only Keras, within its limits, can tell is bad
-    "nested model": added(("Sequential", {"name": "x", "layers": []})),
+    "nested model": added("Sequential", {"name": "x", "layers": []}),
     "unknown activation": layer("Dense", activation="evil"),
-    "far padding": far_padding,
+    # a digit padded to 30,000 pixels a side, 3.6 GB, for weights that are not there
+    "far padding": added("ZeroPadding2D", {"name": "x", "padding": [[15_000] * 2] * 2}, at=1),
 }
-GOOD_MODEL = added(("Activation", {"name": "x", "activation": "linear"}))  # but for Keras alone
+GOOD_MODEL = added("Activation", {"name": "x", "activation": "linear"})  # but for Keras alone
 ODD_MODELS = {
     **RAW_MODELS,
     **EDITED_MODELS,
@@ -251,11 +212,11 @@ def with_odd_value(number, value):
     """Return a function that puts a value into the description's place of that number."""
 
     def change(config):
-        places = [(None, None), *places_in(config)]
+        whole = [config]
+        places = places_in(whole)
         container, key = places[number % len(places)]
-        if container is None:
-            return value
         container[key] = value
+        return whole[0]
 
     return configured(change)
 
