@@ -15,6 +15,7 @@ SIZE = (300, 240)  # of a picture of one digit
 SIDE = 7000  # pixels of heavy images: they take just less memory than is allowed, or more
 REFUSED = "not an image|damaged"
 BLANK = "no digit found"
+MODES = "1 L LA P RGB RGBA RGBX CMYK YCbCr LAB I;16 I F".split()  # all that TIFF stores
 
 
 def clear_digit(label):
@@ -34,9 +35,7 @@ def picture_of(label):
 @functools.cache
 def digit():
     """Return a clear 7, dark on light, as uint8 (56, 56)."""
-    images, labels = mnist()
-    seven = images[np.flatnonzero(labels == 7)[3]]
-    return 255 - np.kron(seven, np.ones((2, 2), np.uint8))
+    return 255 - np.kron(clear_digit(7), np.ones((2, 2), np.uint8))
 
 
 def encoded(kind, image=None, **options):
@@ -117,13 +116,6 @@ def bmp_rle(width, height):
     return header + bytes(range(256)) * 4 + pixels
 
 
-def png_of_size(width, height):
-    """Return a PNG whose header claims a size and whose pixels are missing."""
-    data = seeds()["png"]
-    header = struct.pack(">II", width, height) + data[24:29]
-    return data[:8] + png_chunk(b"IHDR", header) + data[33:]
-
-
 @functools.cache
 def large_jpeg(scans=0):
     """Return a progressive JPEG of 49 megapixels, one of whose scans is repeated."""
@@ -159,25 +151,24 @@ def with_tag(data, tag, row):
 
 def small_images():
     """Return {file name: (bytes, the pattern of its answer)}; None where any answer will do."""
+    zeros = deflated_zeros(10**6)
     cases = {
         "empty.png": (b"", "the file is empty"),
         "text.png": (b"To be or not to be\n" * 50, REFUSED),
         "noise.png": (random.Random(0).randbytes(5000), REFUSED),
-        "0x0.png": (png_of_size(0, 0), REFUSED),
+        "0x0.png": (png_bomb(0, 0), REFUSED),
         "1x1.png": (encoded("PNG", Image.new("L", (1, 1))), BLANK),
         "1x30000.png": (encoded("PNG", Image.new("L", (1, 30_000), 255)), BLANK),
         "blank.png": (encoded("PNG", Image.new("RGB", (300, 200), "white")), BLANK),
-        "110 megapixels.png": (png_of_size(11_000, 10_000), "too large .110 megapixels"),
+        "invisible.png": (encoded("PNG", Image.new("RGBA", (300, 200))), BLANK),
+        "110 megapixels.png": (png_bomb(11_000, 10_000), "too large .110 megapixels"),
         "named.png": (seeds()["jpeg"], "7"),
         "without": (seeds()["webp"], "7"),
         "thumbnail.jpg": (jpeg_with(segment(0xE0, b"JFXX\0\x10" + seeds()["jpeg"])), "7"),
         "photoshop.jpg": (jpeg_with(segment(0xED, b"Photoshop 3.0\0" + b"8BIM" * 99)), "7"),
         "profile.png": (png_with(png_chunk(b"iCCP", b"x\0\0" + zlib.compress(b"y" * 999))), "7"),
         "profile bomb.png": (png_with(png_chunk(b"iCCP", b"x\0\0" + deflated_zeros(10**8))), None),
-        "text bombs.png": (
-            png_with(png_chunk(b"zTXt", b"x\0\0" + deflated_zeros(10**6)) * 99),
-            None,
-        ),
+        "text bombs.png": (png_with(png_chunk(b"zTXt", b"x\0\0" + zeros) * 99), None),
         "exif garbage.jpg": (jpeg_with(segment(0xE1, b"Exif\0\0" + b"garbage" * 99)), "7"),
         "exif turned 77.jpg": (exif((0x0112, 3, 1, 77)), "7"),
         "exif turned in words.jpg": (exif((0x0112, 2, 4, 0x414141)), "7"),
@@ -189,6 +180,8 @@ def small_images():
         "not a number.tif": (encoded("TIFF", np.full((50, 60), np.nan, np.float32)), BLANK),
         "infinite.tif": (encoded("TIFF", np.float32([[np.inf, -np.inf, 3e38] * 20] * 50)), None),
     }
+    for mode in MODES:
+        cases[f"a pixel in {mode}.tif"] = (encoded("TIFF", Image.new(mode, (1, 1))), BLANK)
     for name, data in seeds().items():
         suffix = name.split("-")[0]
         cases[f"whole {name}.{suffix}"] = (data, "7")
