@@ -1,5 +1,6 @@
 """Tests of loaded_mnist_model_digit_predictor.py: images of one digit, and of none."""
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -36,15 +37,28 @@ import loaded_mnist_model_digit_predictor as predictor
 EACH = 30  # digits a scene, as many of each kind
 
 
-def on_paper(paper, pen, heights=(60, 140), size=SIZE):
-    """Return a scene: a digit anywhere on paper of a colour."""
+def scene(
+    *colours,
+    heights=(100, 101),
+    size=SIZE,
+    pen=lambda ink: ink,
+    marks=lambda ink, random: None,
+    light=lambda pixels, random: pixels,
+):
+    """Return a scene, a function of random and a digit: the digit anywhere on paper.
 
-    def scene(random, digit):
-        height = random.integers(*heights) if heights[0] < heights[1] else heights[0]
-        ink = placed(drawn(digit, height), size, random=random)
-        return photographed(inked(paper, ink, pen), random)
+    colours are pairs of paper and ink, to choose from; pen changes the strokes, marks adds some
+    in the same ink, light changes the pixels. Paper may be a function of random.
+    """
 
-    return scene
+    def draw(random, digit):
+        paper, colour = colours[random.integers(len(colours))]
+        ink = placed(pen(drawn(digit, random.integers(*heights))), size, random=random)
+        marks(ink, random)
+        pixels = inked(paper(random) if callable(paper) else paper, ink, colour)
+        return photographed(light(pixels, random), random)
+
+    return draw
 
 
 def in_a_corner(random, digit):
@@ -59,53 +73,34 @@ def huge(random, digit):
     return photographed(inked(WHITE, placed(ink, (ink.shape[1] + 30, 300), (12, 12))), random)
 
 
-def with_a_pen(change):
-    """Return a scene of a digit in another pen."""
-
-    def scene(random, digit):
-        ink = change(drawn(digit, random.integers(80, 160)))
-        return photographed(inked(WHITE, placed(ink, SIZE, random=random)), random)
-
-    return scene
-
-
-def in_a_shadow(hard):
-    """Return a scene with the edge of a shadow."""
-
-    def scene(random, digit):
-        paper = inked((235, 230, 220), placed(drawn(digit, 90), SIZE, random=random), (45, 45, 60))
-        return photographed(shadowed(paper, random, hard), random)
-
-    return scene
-
-
-def on_lines(spacing, grid):
-    """Return a scene on ruled or squared paper."""
-
-    def scene(random, digit):
-        ink = placed(drawn(digit, 100), SIZE, random=random)
-        paper = ruled(SIZE, random, spacing, grid=grid)
-        return photographed(inked(paper, ink, (35, 35, 80)), random)
-
-    return scene
-
-
-def in_colours(*pairs):
-    """Return a scene in one of several pairs of colours: paper and pen."""
-
-    def scene(random, digit):
-        ink = placed(drawn(digit, 100), SIZE, random=random)
-        paper, pen = pairs[random.integers(len(pairs))]
-        return photographed(inked(paper, ink, pen), random)
-
-    return scene
-
-
-def specked(random, digit):
-    ink = placed(drawn(digit, 100), SIZE, random=random)
+def specks(ink, random):
     for x, y in random.integers(SIZE, size=(40, 2)):
         ink[y : y + 2, x : x + 2] = 1
-    return photographed(inked(WHITE, ink), random)
+
+
+def box_around(ink, random):
+    left, top, right, bottom, pen = frame_of(ink, random)
+    cv2.rectangle(ink, (left, top), (right, bottom), 1.0, pen)
+
+
+def circle_around(ink, random):
+    left, top, right, bottom, pen = frame_of(ink, random)
+    axes = (right - left) // 2, (bottom - top) // 2
+    cv2.ellipse(ink, ((left + right) // 2, (top + bottom) // 2), axes, 0, 0, 360, 1.0, pen)
+
+
+def lines_below(ink, random):
+    left, _, right, bottom, pen = frame_of(ink, random)
+    for y in (bottom - 13, bottom):
+        cv2.line(ink, (left, y), (right, y - 3), 1.0, pen)
+
+
+def frame_of(ink, random):
+    """Return the box of a drawing, 20 to 31 pixels larger to all sides, and the pen for it."""
+    rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
+    box = np.array([columns[0], rows[0], columns[-1], rows[-1]])
+    gap = random.integers(20, 32) * np.array([-1, -1, 1, 1])
+    return *(box + gap).tolist(), int(random.integers(2, 5))
 
 
 def on_a_desk(random, digit):
@@ -128,36 +123,6 @@ def transparent(colour):
     return scene
 
 
-def with_marks(draw):
-    """Return a scene of a digit with draw(ink, box, gap, pen)'s marks, in the same ink."""
-
-    def scene(random, digit):
-        ink = placed(drawn(digit, 80), SIZE, random=random)
-        rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
-        box = [int(edge) for edge in (columns[0], rows[0], columns[-1], rows[-1])]
-        draw(ink, box, int(random.integers(20, 32)), int(random.integers(2, 5)))
-        return photographed(inked(WHITE, ink), random)
-
-    return scene
-
-
-def box_around(ink, box, gap, pen):
-    left, top, right, bottom = box
-    cv2.rectangle(ink, (left - gap, top - gap), (right + gap, bottom + gap), 1.0, pen)
-
-
-def circle_around(ink, box, gap, pen):
-    left, top, right, bottom = box
-    axes = (right - left) // 2 + gap, (bottom - top) // 2 + gap
-    cv2.ellipse(ink, ((left + right) // 2, (top + bottom) // 2), axes, 0, 0, 360, 1.0, pen)
-
-
-def lines_below(ink, box, gap, pen):
-    left, _, right, bottom = box
-    for y in (bottom + gap // 2, bottom + gap):
-        cv2.line(ink, (left - gap, y), (right + gap, y - gap // 8), 1.0, pen)
-
-
 def cropped(random, digit):
     """Cut a picture close around a digit."""
     ink, margin = drawn(digit, random.integers(60, 140)), int(random.integers(2, 6))
@@ -174,41 +139,42 @@ def on_a_turned_sheet(random, digit):
     return photographed(sheet, random)
 
 
+BLACK_ON_WHITE, BLUE_ON_CREAM = (WHITE, BLACK), ((235, 230, 220), (45, 45, 60))
 PENS = [(200, 40, 40), (30, 60, 190), (20, 130, 60), (230, 130, 30), (150, 190, 240)]
 YELLOW_AND_BLUE = [((250, 235, 120), (190, 30, 60)), ((30, 60, 120), (250, 220, 80))]
 SCENES = {  # and the share of digits to be read, at least
-    "dark on light": (0.93, on_paper((235, 233, 228), (40, 40, 45))),
-    "light on dark": (0.93, on_paper((38, 52, 44), (225, 225, 220))),
-    "pencil on grey": (0.93, on_paper((180, 178, 170), (120, 120, 120), heights=(110, 110))),
+    "dark on light": (0.93, scene(((235, 233, 228), (40, 40, 45)), heights=(60, 140))),
+    "light on dark": (0.93, scene(((38, 52, 44), (225, 225, 220)), heights=(60, 140))),
+    "pencil on grey": (0.93, scene(((180, 178, 170), (120, 120, 120)), heights=(110, 111))),
     "in a corner": (0.93, in_a_corner),
-    "tiny": (0.93, on_paper(WHITE, BLACK, heights=(22, 22), size=(400, 300))),
+    "tiny": (0.93, scene(BLACK_ON_WHITE, heights=(22, 23), size=(400, 300))),
     "huge": (0.93, huge),
-    "thin": (0.85, with_a_pen(thinned)),
-    "thick": (0.93, with_a_pen(lambda ink: thickened(ink, 7))),
-    "soft shadow": (0.93, in_a_shadow(hard=False)),
-    "hard shadow": (0.93, in_a_shadow(hard=True)),
-    "on rulings": (0.93, on_lines(40, grid=False)),
-    "on a grid": (0.9, on_lines(30, grid=True)),
-    "coloured": (0.93, in_colours(*[(WHITE, pen) for pen in PENS])),
-    "coloured on colour": (0.93, in_colours(*YELLOW_AND_BLUE)),
-    "specked": (0.93, specked),
+    "thin": (0.85, scene(BLACK_ON_WHITE, heights=(80, 160), pen=thinned)),
+    "thick": (0.93, scene(BLACK_ON_WHITE, heights=(80, 160), pen=lambda ink: thickened(ink, 7))),
+    "soft shadow": (0.93, scene(BLUE_ON_CREAM, light=functools.partial(shadowed, hard=False))),
+    "hard shadow": (0.93, scene(BLUE_ON_CREAM, light=functools.partial(shadowed, hard=True))),
+    "on rulings": (0.93, scene((lambda random: ruled(SIZE, random, 40), (35, 35, 80)))),
+    "on a grid": (0.9, scene((lambda random: ruled(SIZE, random, 30, grid=True), (35, 35, 80)))),
+    "coloured": (0.93, scene(*[(WHITE, pen) for pen in PENS])),
+    "coloured on colour": (0.93, scene(*YELLOW_AND_BLUE)),
+    "specked": (0.93, scene(BLACK_ON_WHITE, marks=specks)),
     "on a desk": (0.93, on_a_desk),
-    "in a box": (0.93, with_marks(box_around)),
+    "in a box": (0.93, scene(BLACK_ON_WHITE, heights=(80, 81), marks=box_around)),
     "cropped": (0.93, cropped),
     "on a turned sheet": (0.93, on_a_turned_sheet),
     "transparent, black": (0.93, transparent(BLACK)),
     "transparent, white": (0.93, transparent(WHITE)),
-    "circled": (0.8, with_marks(circle_around)),
-    "underlined twice": (0.8, with_marks(lines_below)),
+    "circled": (0.8, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
+    "underlined twice": (0.8, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
 }
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_digits_in_scenes_are_read(name):
-    least, scene = SCENES[name]
+    least, draw = SCENES[name]
     random = np.random.default_rng(list(SCENES).index(name))
     digits = [some_digit(random, label=number % 10) for number in range(EACH)]
-    share, wrong = share_read([(scene(random, digit), str(label)) for digit, label in digits])
+    share, wrong = share_read([(draw(random, digit), str(label)) for digit, label in digits])
     assert share >= least, wrong
 
 
@@ -306,11 +272,9 @@ def test_what_is_no_digit_is_not_taken_for_one(name, readings):
 
 def test_digits_are_seldom_called_uncertain():
     random = np.random.default_rng(5)
+    draw = scene(BLACK_ON_WHITE, heights=(60, 160), size=(240, 240))
     digits = [some_digit(random) for _ in range(200)]
-    inks = [
-        placed(drawn(d, random.integers(60, 160)), (240, 240), random=random) for d, _ in digits
-    ]
-    answers = [lines_in(photographed(inked(WHITE, ink), random)) for ink in inks]
+    answers = [lines_in(draw(random, digit)) for digit, _ in digits]
     pairs = zip(answers, digits, strict=True)
     right = [lines for lines, (_, label) in pairs if predictor.text_of(lines) == str(label)]
     assert len(right) >= 194
