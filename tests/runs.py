@@ -198,7 +198,7 @@ def fill_disks_and_interrupt(folder, data):
 
 
 # How it ended, and what it took: processor time on all cores, memory of the largest process.
-Run = namedtuple("Run", "status out err seconds megabytes")
+Run = namedtuple("Run", "status out err seconds megabytes", defaults=(None, None))
 
 
 # Linux counts the memory of whoever starts a program as the program's; this starter has little,
@@ -273,6 +273,7 @@ def read_many_pictures():
     import test_reading
 
     found = {n: test_reading.texts_without_a_digit(n) for n in ("stripes", "blank sheets")}
+    found["MNIST files"] = test_reading.share_of_mnist_files()
     return {**found, "placed digits": test_reading.texts_of_placed_digits()}
 
 
