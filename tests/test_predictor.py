@@ -22,7 +22,6 @@ from scenes import WHITE, as_file, drawn, inked, lines_in, mnist, network, place
 
 import loaded_mnist_model_digit_predictor as predictor
 
-
 # --- Files --------------------------------------------------------------------
 
 TO_STORED = {  # EXIF orientation: how a picture is stored that shall be shown upright
