@@ -2,12 +2,16 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import multiprocessing
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -15,6 +19,9 @@ import numpy as np
 import scenes
 from odd_images import HEAVY, encoded
 from odd_models import KERAS_MODELS, write_model
+
+import loaded_mnist_model_digit_predictor as predictor
+import mnist_cnn_with_dropout as script
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "mnist_cnn_with_dropout.py"
@@ -43,41 +50,30 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def offline_environment(home):
-    """Return the environment of a fresh machine: an empty home, and no way out."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.upper().startswith(("KERAS", "MPL", "XDG", "TF_"))
-        and "PROXY" not in name.upper()
-    }
-    dead_end = "http://127.0.0.1:9"  # nothing listens on the discard port
-    proxies = {"http_proxy": dead_end, "https_proxy": dead_end}
-    # One thread for arithmetic: the other core is for the tests that run meanwhile.
-    return {**environment, **proxies, "HOME": str(home), "TF_NUM_INTRAOP_THREADS": "1"}
-
-
 def without_network():
-    """Return the command that cuts a process off from the network, if this machine lets us.
+    """Return the command that cuts a process off from the network, if this machine has one.
 
-    -r makes it work for ordinary users, where the kernel allows them namespaces;
-    where neither works, the dead proxy of offline_environment has to do.
+    -r makes it work for ordinary users, where the kernel allows them namespaces.
     """
     for command in (["unshare", "-n"], ["unshare", "-rn"]):
         with contextlib.suppress(OSError):
             if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
                 return command
-    return []
+    return []  # the dead proxy has to do
 
 
 def start(arguments, folder):
-    """Start the script in folder, as on a fresh machine without network."""
-    home = folder / "home"
-    home.mkdir()
+    """Start the script in folder, as on a fresh machine: an empty home, and no way out."""
+    (folder / "home").mkdir()
+    ours = re.compile("KERAS|MPL|XDG|TF_|.*PROXY", re.IGNORECASE)
+    environment = {name: os.environ[name] for name in os.environ if not ours.match(name)}
+    dead_end = "http://127.0.0.1:9"  # nothing listens on the discard port
+    environment |= {"http_proxy": dead_end, "https_proxy": dead_end, "HOME": str(folder / "home")}
+    environment["TF_NUM_INTRAOP_THREADS"] = "1"  # the other core is for the tests
     return subprocess.Popen(
         [*without_network(), sys.executable, *arguments],
         cwd=folder,
-        env=offline_environment(home),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,8 +105,6 @@ def train_twice(folder, data):
     The validation labels are wrong on purpose: the better the network gets, the
     worse the validation loss, so the training must stop early and go back.
     """
-    import mnist_cnn_with_dropout as script
-
     found = []
     real_split, real_train = script.split_data, script.train
 
@@ -194,6 +188,43 @@ def fill_disks_and_interrupt(folder, data):
     return process.returncode, stdout, [*lines, *rest.splitlines(keepends=True)], models, old
 
 
+def save_for_ever(model, size):
+    """Write files of one letter, another one each time, as the script saves its own."""
+    for number in itertools.count(os.urandom(1)[0]):
+
+        def write(path, letter=bytes([number % 256])):
+            with open(path, "wb", buffering=0) as file:
+                for _ in range(20):
+                    file.write(letter * (size // 20))
+
+        script.write_all({model.with_name("metrics.json"): write, model: write})
+
+
+def kill_writers(folder, times, size):
+    """Kill save_for_ever at so many moments; return what each left.
+
+    That is whether the model is whole, its letter, and the number of temporary files.
+    """
+    model, found = folder / "mnist_model.h5", []
+    model.write_bytes(bytes(size))
+    for _ in range(times):
+        child = os.fork()
+        if not child:
+            try:
+                save_for_ever(model, size)
+            finally:
+                os._exit(1)
+        time.sleep(random.random() * 0.02)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        content, temporary = model.read_bytes(), list(folder.glob(".*"))
+        whole = len(content) == size == content.count(content[:1])
+        found.append((whole, content[0], len(temporary)))
+        for path in temporary:
+            path.unlink()
+    return found
+
+
 # --- The predictor ----------------------------------------------------------------
 
 
@@ -218,16 +249,11 @@ sys.stderr.write(json.dumps([os.waitstatus_to_exitcode(ended[pid]), seconds, mos
 """
 
 
-def command(*arguments, flags=()):
-    """Return the command line that runs the predictor."""
-    return [sys.executable, *flags, PREDICTOR, *arguments]
-
-
-def run_predictor(*arguments, flags=(), stdin=b"", prepare=None, **options):
-    """Run the predictor as a person would, to its end; stdin is bytes or a file."""
+def run_script(script, *arguments, flags=(), stdin=b"", prepare=None, **options):
+    """Run a script as a person would, to its end; stdin is bytes or a file."""
     given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", STARTER, *command(*arguments, flags=flags)],
+        [sys.executable, "-I", "-S", "-c", STARTER, sys.executable, *flags, script, *arguments],
         capture_output=True,
         timeout=HANG,
         preexec_fn=prepare,
@@ -236,6 +262,17 @@ def run_predictor(*arguments, flags=(), stdin=b"", prepare=None, **options):
     err, _, used = done.stderr.decode().rpartition("[")
     status, seconds, megabytes = json.loads("[" + used)
     return Run(status, done.stdout.decode(), err, seconds, megabytes)
+
+
+run_predictor = functools.partial(run_script, PREDICTOR)
+
+
+def imported(result):
+    """Return the top-level packages that python -X importtime has seen."""
+    return {line.split("|")[-1].strip().split(".")[0] for line in result.err.splitlines()}
+
+
+# --- What takes long ----------------------------------------------------------
 
 
 def read_heavy_images(folder):
@@ -255,8 +292,6 @@ def load_through_keras(folder):
 
     For "good", it is the largest difference to the probabilities of the committed model.
     """
-    import loaded_mnist_model_digit_predictor as predictor
-
     found, glyphs = {}, np.random.default_rng(1).random((20, 28, 28), np.float32)
     for name in (*KERAS_MODELS, "good"):
         path = write_model(name, folder)

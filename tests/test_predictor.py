@@ -8,19 +8,29 @@ import resource
 import select
 import signal
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pillow_heif
 import pytest
 from odd_images import SIZE, clear_digit, picture_of
 from PIL import Image
-from runs import command, run_predictor
+from runs import PREDICTOR, imported, run_predictor
 from scenes import WHITE, as_file, drawn, inked, lines_in, mnist, network, placed, text_in
 
 import loaded_mnist_model_digit_predictor as predictor
+
+PIPE = subprocess.PIPE
+
+
+def start(*arguments, **options):
+    """Start the script, its answers on a pipe."""
+    return subprocess.Popen([sys.executable, PREDICTOR, *arguments], stdout=PIPE, **options)
+
 
 # --- Files --------------------------------------------------------------------
 
@@ -112,8 +122,7 @@ def test_every_mode_reads_the_same(mode):
 
 @pytest.mark.parametrize("kind", predictor.FORMATS)
 def test_every_format_reads_the_same(kind, tmp_path):
-    if kind == "HEIF":
-        pytest.importorskip("pillow_heif").register_heif_opener()
+    pillow_heif.register_heif_opener()
     for label in (2, 5, 7):
         path = tmp_path / f"{label}{predictor.FORMATS[kind].split()[-1]}"
         path.write_bytes(as_file(picture_of(label), kind))
@@ -294,11 +303,6 @@ def test_wrong_usage_is_refused_in_one_line(arguments, album, call, monkeypatch)
     assert "--help" in result.err
 
 
-def imported(result):
-    """Return the top-level packages that python -X importtime has seen."""
-    return {line.split("|")[-1].strip().split(".")[0] for line in result.err.splitlines()}
-
-
 def test_help_is_instant_and_loads_nothing():
     result = run_predictor("--help", flags=["-X", "importtime"])
     assert result.status == 0 and result.seconds < 2
@@ -354,9 +358,7 @@ def start_at_terminal(*arguments, cwd, stdin=None):
     """Start the script with its standard error, and stdin unless given, on a terminal of ours."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    process = subprocess.Popen(
-        command(*arguments), stdin=stdin or theirs, stdout=subprocess.PIPE, stderr=theirs, cwd=cwd
-    )
+    process = start(*arguments, stdin=stdin or theirs, stderr=theirs, cwd=cwd)
     os.close(theirs)
     return process, ours
 
@@ -392,11 +394,10 @@ def test_prompt_asks_until_an_empty_line(album):
 
 
 def test_answers_come_at_once_and_progress_on_a_terminal_after_two_seconds(album):
-    arguments, pipe = ("7.png", "-", "scans"), subprocess.PIPE
+    arguments = "7.png", "-", "scans"
     buffered = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
-    options = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "cwd": album, "env": buffered}
-    process, terminal = start_at_terminal(*arguments, cwd=album, stdin=pipe)
-    piped = subprocess.Popen(command(*arguments), **options)
+    process, terminal = start_at_terminal(*arguments, cwd=album, stdin=PIPE)
+    piped = start(*arguments, stdin=PIPE, stderr=PIPE, cwd=album, env=buffered)
     with process, piped:
         ready, _, _ = select.select([piped.stdout], [], [], 20)
         if not ready:
@@ -436,8 +437,7 @@ def processes():
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core, one process")
 def test_killed_processes_lose_no_image(album):
-    images, options = ["7.png"] * 100, {"stdout": subprocess.PIPE, "cwd": album}
-    with subprocess.Popen(command(*images), **options) as process:
+    with start(*["7.png"] * 100, cwd=album) as process:
         answers = [process.stdout.readline()]
         for worker, _, parent, _ in processes():
             if parent == process.pid:
@@ -464,9 +464,8 @@ def test_image_that_ends_its_process_is_told_and_the_others_are_answered():
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_stays_behind(sent, album):
-    images = ["7.png"] * 2000
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": album}
-    with subprocess.Popen(command(*images), start_new_session=True, **options) as process:
+    options = {"stderr": PIPE, "cwd": album, "start_new_session": True}
+    with start(*["7.png"] * 2000, **options) as process:
         assert process.stdout.readline().split()[:2] == [b"7.png", b"7"]
         if sent == signal.SIGINT:
             os.killpg(process.pid, sent)  # as a terminal does

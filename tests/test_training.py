@@ -10,24 +10,33 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
 import urllib.error
 import urllib.request
 import zipfile
-from collections import namedtuple
 from http.client import BadStatusLine
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from runs import COMMITTED_MODEL, OUTPUTS, ROOT, SCRIPT, SMALL_DISKS, contents, old_files
+from runs import (
+    COMMITTED_MODEL,
+    OUTPUTS,
+    SCRIPT,
+    SMALL_DISKS,
+    contents,
+    imported,
+    in_a_process,
+    kill_writers,
+    old_files,
+    run_script,
+)
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
 
@@ -74,17 +83,16 @@ def accuracy(model, images, labels):
     return (predictions == labels).mean()
 
 
-def refusal(capsys, *arguments, status=2):
-    """Run main, which must fail with that status and one line; return the line."""
+def refusal(capsys, *arguments):
+    """Run main, which must say in one line what is wrong with its use; return the line."""
     try:
-        assert script.main([str(argument) for argument in arguments]) == status
+        assert script.main([str(argument) for argument in arguments]) == 2
     except SystemExit as exit:  # argparse's way
-        assert exit.code == status
+        assert exit.code == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("mnist_cnn_with_dropout.py: ")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1, err
+    assert err.endswith("\n") and err.count("\n") == 1, err
     return err
 
 
@@ -127,7 +135,7 @@ def test_dropout_option_reaches_both_dropout_layers(keras):
 # --- The split -------------------------------------------------------------
 
 
-def test_split_is_stratified_disjoint_and_complete():
+def test_split_is_stratified_disjoint_complete_and_a_function_of_the_seed():
     # in about MNIST's proportions: its digits are not equally many
     labels = np.random.default_rng(0).choice(10, 60_000, p=np.arange(96, 106) / 1005)
     images = np.arange(60_000)  # numbered instead of drawn, to follow where each one goes
@@ -138,14 +146,8 @@ def test_split_is_stratified_disjoint_and_complete():
     np.testing.assert_array_equal(y_validation, labels[x_validation])
     share = np.bincount(y_validation) - 0.1 * np.bincount(labels)
     assert np.abs(share).max() <= 1
-
-
-def test_split_depends_on_the_seed_alone():
-    def validation_images(seed):
-        return script.split_data(np.arange(2000), np.arange(2000) % 10, 0.1, seed)[2].tolist()
-
-    assert validation_images(3) == validation_images(3)
-    assert validation_images(3) != validation_images(4)
+    again, other = (script.split_data(images, labels, 0.1, seed)[2].tolist() for seed in (0, 1))
+    assert x_validation.tolist() == again != other
 
 
 @pytest.mark.parametrize(("images", "share"), [(10, 0.1), (10, 0.5), (19, 0.5), (90, 0.1)])
@@ -562,20 +564,17 @@ def test_metrics_are_scikit_learns(missing):
 # --- Broken data -----------------------------------------------------------
 
 
-def npz_arrays(**changes):
-    """Return four arrays in the Keras layout, some changed (None: left out)."""
-    images = np.zeros((20, 28, 28), "uint8")
-    images[:, 5:23, 13:15] = 255
-    labels = np.arange(20) % 10
-    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
-    arrays |= changes
-    return {key: array for key, array in arrays.items() if array is not None}
+LABELS = np.arange(20) % 10
+IMAGES = np.zeros((20, 28, 28), "uint8")
+IMAGES[:, 5:23, 13:15] = 255
+WHOLE = {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES, "y_test": LABELS}
 
 
 def npz_bytes(**changes):
-    """Return an .npz of npz_arrays, compressed."""
+    """Return an .npz in the Keras layout, some arrays changed (None: left out)."""
     file = io.BytesIO()
-    np.savez_compressed(file, **npz_arrays(**changes))
+    arrays = {**WHOLE, **changes}
+    np.savez_compressed(file, **{key: a for key, a in arrays.items() if a is not None})
     return file.getvalue()
 
 
@@ -597,8 +596,6 @@ def header_of(shape):
     return npy_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}")
 
 
-IMAGES = npz_arrays()["x_train"]
-LABELS = npz_arrays()["y_train"]
 BROKEN = {  # name of the case: the file's content, what its refusal must mention
     "no x_train": (npz_bytes(x_train=None), "no array 'x_train'"),
     "no y_test": (npz_bytes(y_test=None), "no array 'y_test'"),
@@ -674,9 +671,9 @@ class Payload(str):
 @pytest.mark.parametrize("key", [*script.ARRAYS, "extra"])
 def test_pickled_objects_are_never_unpickled(key, tmp_path):
     path, trace = tmp_path / "pickled.npz", tmp_path / "unpickled"
-    payload = np.full(npz_arrays().get(key, LABELS).shape, None)  # the right shape, at least
+    payload = np.full(WHOLE.get(key, LABELS).shape, None)  # the right shape, at least
     payload.flat[0] = Payload(trace)
-    np.savez(path, **npz_arrays(**{key: payload}))
+    np.savez(path, **{**WHOLE, key: payload})
     with np.load(path, allow_pickle=True) as archive, contextlib.suppress(Exception):
         archive[key]
     assert trace.exists()  # the payload works where pickles are let in
@@ -688,27 +685,19 @@ def test_pickled_objects_are_never_unpickled(key, tmp_path):
     assert not trace.exists()
 
 
-def accepts_or_refuses(path):
-    """Read an .npz, which may be refused; whatever is accepted must be in the Keras layout."""
-    try:
-        x_train, y_train, x_test, y_test = script.load_npz(path)
-    except script.UsageError:
-        return
-    for images, labels in ((x_train, y_train), (x_test, y_test)):
-        assert images.shape == (*labels.shape, 28, 28)
-        assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
-        assert 0 <= labels.min() <= labels.max() <= 9
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")  # numpy's notes about odd headers
-def test_npz_with_any_one_byte_wrong_is_read_or_refused(tmp_path):
+def test_npz_with_any_one_byte_wrong_is_read_in_the_keras_layout_or_refused(tmp_path):
     path, whole = tmp_path / "damaged.npz", npz_bytes()
-    for position in range(len(whole)):
-        for bits in (1, 255):
-            damaged = bytearray(whole)
-            damaged[position] ^= bits
-            path.write_bytes(damaged)
-            accepts_or_refuses(path)
+    for position, bits in itertools.product(range(len(whole)), (1, 255)):
+        damaged = bytearray(whole)
+        damaged[position] ^= bits
+        path.write_bytes(damaged)
+        with contextlib.suppress(script.UsageError):
+            x_train, y_train, x_test, y_test = script.load_npz(path)
+            for images, labels in ((x_train, y_train), (x_test, y_test)):
+                assert images.shape == (*labels.shape, 28, 28)
+                assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+                assert 0 <= labels.min() <= labels.max() <= 9
 
 
 # --- The cache and the network ---------------------------------------------
@@ -842,22 +831,13 @@ def test_options_take_their_range_and_refuse_the_rest_in_one_line(option, capsys
 
 @pytest.mark.parametrize("arguments", ["--epochs 0", "--data none.npz", "--output x.txt", "--help"])
 def test_usage_is_answered_quickly_without_tensorflow(arguments, tmp_path):
-    start = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", SCRIPT, *arguments.split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    seconds = time.monotonic() - start
-    lines = result.stderr.splitlines()
-    imported = [line.split("|")[-1].strip() for line in lines if line.startswith("import time:")]
-    assert result.returncode == (0 if arguments == "--help" else 2)
-    assert len(lines) - len(imported) == (0 if arguments == "--help" else 1)
-    assert "numpy" in imported  # so the list means something
-    assert not {"tensorflow", "keras", "sklearn", "matplotlib"} & set(imported)
-    assert seconds < 5  # TensorFlow alone takes that long; an idle machine needs 0.3
+    flags = ["-X", "importtime"]
+    result = run_script(SCRIPT, *arguments.split(), flags=flags, cwd=tmp_path)
+    said = [line for line in result.err.splitlines() if not line.startswith("import time:")]
+    assert (result.status, len(said)) == ((0, 0) if arguments == "--help" else (2, 1))
+    assert "numpy" in imported(result)  # so the list means something
+    assert not {"tensorflow", "keras", "sklearn", "matplotlib"} & imported(result)
+    assert result.seconds < 2  # TensorFlow alone takes more; this needs 0.3
 
 
 # --- Outputs that cannot be ------------------------------------------------
@@ -888,8 +868,7 @@ def test_impossible_output_is_found_before_the_training(name, tmp_path, capsys, 
 
 
 def test_full_disk_is_found_before_the_training(tmp_path, capsys, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr(script, "load_data", lambda path: pytest.fail("it went on"))
     old = old_files(tmp_path / "models")
     line = refusal(capsys, "--output", tmp_path / "models" / "mnist_model.h5")
@@ -923,54 +902,11 @@ def test_full_disks_and_ctrl_c_leave_the_old_files(failures):
     assert contents(models) == old
 
 
-KILLED_WRITER = """
-import itertools, os, random, signal, sys, time
-from pathlib import Path
-root, folder, moments, size = sys.argv[1:]
-sys.path.insert(0, root)
-import mnist_cnn_with_dropout as script
-
-model, size = Path(folder) / "mnist_model.h5", int(size)
-model.write_bytes(bytes(size))
-
-def save_for_ever():
-    for number in itertools.count(random.randrange(256)):
-        def write(path, letter=bytes([number % 256])):
-            with open(path, "wb", buffering=0) as file:
-                for _ in range(20):
-                    file.write(letter * (size // 20))
-        script.write_all({model.with_name("metrics.json"): write, model: write})
-
-for _ in range(int(moments)):
-    child = os.fork()
-    if not child:
-        random.seed()
-        save_for_ever()
-    time.sleep(random.random() * 0.02)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    content = model.read_bytes()
-    whole = len(content) == size == content.count(content[:1])
-    rubbish = [path for path in model.parent.iterdir() if path.name.startswith(".")]
-    print(int(whole), content[0], len(rubbish))
-    for path in rubbish:
-        path.unlink()
-"""
-
-
 def test_writer_killed_at_any_moment_leaves_a_whole_model(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", KILLED_WRITER, ROOT, tmp_path, "150", "2000000"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    moments = [[int(cell) for cell in line.split()] for line in result.stdout.splitlines()]
-    assert len(moments) == 150
+    moments = in_a_process(kill_writers, tmp_path, 150, 2_000_000)
     assert all(whole for whole, _, _ in moments)
     # Proof that the moments were good ones: in the midst of writing, and between versions.
-    assert sum(rubbish > 0 for _, _, rubbish in moments) >= 30
+    assert sum(temporary > 0 for _, _, temporary in moments) >= 30
     assert len({letter for _, letter, _ in moments}) >= 10
 
 
