@@ -40,6 +40,11 @@ def layer(kind, **settings):
     return configured(change)
 
 
+def edited(index, **changes):
+    """Return a function that changes the description of the layer of that number."""
+    return configured(lambda config: config["config"]["layers"][index].update(changes))
+
+
 def added(kind, settings, at=-1):
     """Return a function that adds a layer to a model."""
     new = {"class_name": kind, "config": settings}
@@ -145,23 +150,14 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     ),
     "layer with a terminal's codes": (added("\x1b[31m\n" * 99, {"name": "x"}), UNSAFE),
     "saved model layer": (added("TFSMLayer", {"filepath": "/x"}), UNSAFE),
-    "foreign module": (
-        configured(lambda c: c["config"]["layers"][1].update(module="os", class_name="Dense")),
-        UNSAFE,
-    ),
-    "registered object": (
-        configured(lambda c: c["config"]["layers"][1].update(registered_name="Custom>Dense")),
-        UNSAFE,
-    ),
+    "foreign module": (edited(1, module="os", class_name="Dense"), UNSAFE),
+    "registered object": (edited(1, registered_name="Custom>Dense"), UNSAFE),
     "input of another shape": (layer("InputLayer", batch_shape=[None, 32, 32, 1]), NOT_DIGITS),
     "no softmax": (
         configured(lambda c: c["config"]["layers"][-1]["config"].update(activation="linear")),
         "probabilities",
     ),
-    "output of another shape": (
-        configured(lambda c: c["config"]["layers"].pop() and None),
-        NOT_DIGITS,
-    ),
+    "output of another shape": (edited(-1, class_name="Dropout"), NOT_DIGITS),
     "a billion units": (layer("Dense", units=10**9), MISFIT),
     "same name twice": (layer("Dense", name="conv2d"), ANY),
     "epsilon not a number": (layer("BatchNormalization", epsilon=float("nan")), ANY),

@@ -23,14 +23,10 @@ from odd_models import KERAS_MODELS, write_model
 import loaded_mnist_model_digit_predictor as predictor
 import mnist_cnn_with_dropout as script
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "mnist_cnn_with_dropout.py"
-PREDICTOR = ROOT / "loaded_mnist_model_digit_predictor.py"
-COMMITTED_MODEL = ROOT / "models" / "mnist_model.h5"
+SCRIPT, PREDICTOR = Path(script.__file__), Path(predictor.__file__)
 OUTPUTS = (
     "mnist_model.h5 training_curves.png confusion_matrix.png mistakes.png metrics.json".split()
 )
-HANG = 60  # seconds on the clock after which the predictor hangs, even on a busy machine
 
 
 # --- The training script, as on a fresh machine without network ---------------
@@ -51,11 +47,8 @@ def contents(folder):
 
 
 def without_network():
-    """Return the command that cuts a process off from the network, if this machine has one.
-
-    -r makes it work for ordinary users, where the kernel allows them namespaces.
-    """
-    for command in (["unshare", "-n"], ["unshare", "-rn"]):
+    """Return the command that cuts a process off from the network, if this machine has one."""
+    for command in (["unshare", "-n"], ["unshare", "-rn"]):  # of root, of ordinary users
         with contextlib.suppress(OSError):
             if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
                 return command
@@ -102,8 +95,7 @@ Small = namedtuple("Small", "weights metrics history val_loss epochs")
 def train_twice(folder, data):
     """Train two small networks with one seed; return what there is to know of each.
 
-    The validation labels are wrong on purpose: the better the network gets, the
-    worse the validation loss, so the training must stop early and go back.
+    The validation labels are wrong, so that the training must stop early and go back.
     """
     found = []
     real_split, real_train = script.split_data, script.train
@@ -114,10 +106,9 @@ def train_twice(folder, data):
 
     def watched_train(model, split, options):
         history = real_train(model, split, options)
-        truth = np.eye(10)[split[3]] * (1 - script.LABEL_SMOOTHING) + script.LABEL_SMOOTHING / 10
-        probabilities = model.predict(script.as_input(split[2]), verbose=0)
-        val_loss = -(truth * np.log(probabilities)).sum(axis=1).mean()
-        found.append([history, val_loss, options.epochs])
+        answers = model.predict(script.as_input(split[2]), verbose=0)[:, None]
+        losses = script.smoothed_loss(np.eye(10, dtype=np.float32)[split[3]], answers)
+        found.append([history, np.mean(losses), options.epochs])
         return history
 
     def keep(path, model, pictures, metrics):
@@ -168,13 +159,10 @@ SMALL_DISKS = ["100", "1_700_000"]  # bytes a file may have; the model needs 1.8
 
 
 def fill_disks_and_interrupt(folder, data):
-    """Run FAILING over old files, and press Ctrl-C in the second epoch.
-
-    Return its status, stdout, the lines of stderr, the folder of models and what had been there.
-    """
+    """Run FAILING over old files, and press Ctrl-C in the second epoch; return all about it."""
     models = folder / "models"
     old = old_files(models)
-    process = start(["-c", FAILING, ROOT, data, *SMALL_DISKS], folder)
+    process = start(["-c", FAILING, SCRIPT.parent, data, *SMALL_DISKS], folder)
     try:
         lines = []
         for line in process.stderr:
@@ -191,20 +179,12 @@ def fill_disks_and_interrupt(folder, data):
 def save_for_ever(model, size):
     """Write files of one letter, another one each time, as the script saves its own."""
     for number in itertools.count(os.urandom(1)[0]):
-
-        def write(path, letter=bytes([number % 256])):
-            with open(path, "wb", buffering=0) as file:
-                for _ in range(20):
-                    file.write(letter * (size // 20))
-
+        write = functools.partial(Path.write_bytes, data=bytes([number % 256]) * size)
         script.write_all({model.with_name("metrics.json"): write, model: write})
 
 
 def kill_writers(folder, times, size):
-    """Kill save_for_ever at so many moments; return what each left.
-
-    That is whether the model is whole, its letter, and the number of temporary files.
-    """
+    """Kill save_for_ever so often; return whether each model was whole, its letter, and rubbish."""
     model, found = folder / "mnist_model.h5", []
     model.write_bytes(bytes(size))
     for _ in range(times):
@@ -217,10 +197,10 @@ def kill_writers(folder, times, size):
         time.sleep(random.random() * 0.02)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        content, temporary = model.read_bytes(), list(folder.glob(".*"))
+        content, rubbish = model.read_bytes(), list(folder.glob(".*"))
         whole = len(content) == size == content.count(content[:1])
-        found.append((whole, content[0], len(temporary)))
-        for path in temporary:
+        found.append((whole, content[:1], len(rubbish)))
+        for path in rubbish:
             path.unlink()
     return found
 
@@ -255,7 +235,7 @@ def run_script(script, *arguments, flags=(), stdin=b"", prepare=None, **options)
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", STARTER, sys.executable, *flags, script, *arguments],
         capture_output=True,
-        timeout=HANG,
+        timeout=60,  # on the clock of a busy machine
         preexec_fn=prepare,
         **{**given, **options},
     )

@@ -116,17 +116,16 @@ def sloped(random):
     return on_paper(random, cv2.warpAffine(sheet, turn, (width, height))), text
 
 
-def several_lines(random):
-    texts = [some_text(random, 3, 6) for _ in range(random.integers(2, 4))]
-    ink = page([written(random, text, height=40) for text in texts], 70)
-    return on_paper(random, ink), "\n".join(texts)
+def lines_of(count, height, leading, rulings=False):
+    """Return a kind of so many lines of 3 to 6 digits."""
 
+    def kind(random):
+        texts = [some_text(random, 3, 6) for _ in range(count)]
+        ink = page([written(random, text, height) for text in texts], leading)
+        paper = ruled(ink.shape[::-1], random, 40) if rulings else PAPER
+        return photographed(inked(paper, ink, PEN), random), "\n".join(texts)
 
-def on_ruled_paper(random):
-    texts = [some_text(random, 3, 6) for _ in range(2)]
-    ink = page([written(random, text, height=44) for text in texts], 80)
-    paper = ruled(ink.shape[::-1], random, 40)
-    return photographed(inked(paper, ink, PEN), random), "\n".join(texts)
+    return kind
 
 
 KINDS = {  # and the share to be read exactly, at least
@@ -137,8 +136,8 @@ KINDS = {  # and the share to be read exactly, at least
     "of mixed sizes": (0.9, line_of(sizes=1 / 6)),
     "touching": (0.45, line_of(2, 4, touching=True)),
     "sloped": (0.9, sloped),
-    "several lines": (0.93, several_lines),
-    "on ruled paper": (0.85, on_ruled_paper),
+    "three lines": (0.93, lines_of(3, height=40, leading=70)),
+    "on ruled paper": (0.85, lines_of(2, height=44, leading=80, rulings=True)),
     "white on black": (0.9, line_of(inverted=True)),
 }
 
