@@ -803,16 +803,17 @@ def test_options_take_their_range_and_refuse_the_rest_in_one_line(option, capsys
         assert getattr(options, option[2:].replace("-", "_")) == value
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "text"),
-    [
-        ("--epochs 0", 2, "'0' is not a whole number in [1, 1000]"),
-        ("--data none.npz", 2, "none.npz: no such file; name an existing .npz"),
-        ("--output x.txt", 2, "x.txt: --output must end in .h5"),
-        ("--help", 0, ""),
-    ],
-)
-def test_usage_is_answered_quickly_without_tensorflow(arguments, status, text, tmp_path):
+USAGE = {  # arguments: the status, and what is said
+    "--epochs 0": (2, "'0' is not a whole number in [1, 1000]"),
+    "--data none.npz": (2, "none.npz: no such file; name an existing .npz"),
+    "--output x.txt": (2, "x.txt: --output must end in .h5"),
+    "--help": (0, ""),
+}
+
+
+@pytest.mark.parametrize("arguments", USAGE)
+def test_usage_is_answered_quickly_without_tensorflow(arguments, tmp_path):
+    status, text = USAGE[arguments]
     flags = ["-X", "importtime"]
     result = runs.run_script(runs.SCRIPT, *arguments.split(), flags=flags, cwd=tmp_path)
     said = [line for line in result.err.splitlines() if not line.startswith("import time:")]
