@@ -60,10 +60,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture(scope="session", autouse=True)
 def beside(request, tmp_path_factory):
-    """LONG_RUNS, one after the other beside the tests, if a test waits for them: {name: future}.
-
-    Most tests leave one of two cores idle.
-    """
+    """LONG_RUNS that tests wait for, on the core that most tests leave idle: {name: future}."""
     waiting = {name for item in request.session.items for name in item.fixturenames}
     started = {}
     with ThreadPoolExecutor(1) as pool:

@@ -183,12 +183,11 @@ KERAS_MODELS = {  # what only Keras, within its limits, can tell is bad
     # a digit padded to 30,000 pixels a side, 3.6 GB, for weights that are not there
     "far padding": added("ZeroPadding2D", {"name": "x", "padding": [[15_000] * 2] * 2}, at=1),
 }
-GOOD_MODEL = added("Activation", {"name": "x", "activation": "linear"})  # but for Keras alone
 ODD_MODELS = {
     **RAW_MODELS,
     **EDITED_MODELS,
     **{name: (make, ANY) for name, make in KERAS_MODELS.items()},
-    "good": (GOOD_MODEL, ANY),
+    "good": (added("Activation", {"name": "x", "activation": "linear"}), ANY),  # for Keras alone
 }
 
 

@@ -129,8 +129,7 @@ def in_a_process(function, *arguments):
         return pool.apply(function, arguments)
 
 
-# First the whole script but for the training, which writes nothing, on disks of several sizes;
-# then with it, until Ctrl-C.
+# The whole script but for the training, on disks of several sizes; then with it, until Ctrl-C.
 FAILING = """
 import resource, sys
 root, data, limits = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])

