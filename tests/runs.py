@@ -204,7 +204,7 @@ def kill_writers(folder, times, size):
     return found
 
 
-# --- The predictor ----------------------------------------------------------------
+# --- Either script, measured ------------------------------------------------------
 
 
 # How it ended, and what it took: processor time on all cores, memory of the largest process.
@@ -251,7 +251,7 @@ def imported(result):
     return {line.split("|")[-1].strip().split(".")[0] for line in result.err.splitlines()}
 
 
-# --- What takes long ----------------------------------------------------------
+# --- The predictor ----------------------------------------------------------------
 
 
 def read_heavy_images(folder):
