@@ -405,7 +405,7 @@ def estimate_background(rgb, dark):
     background = cv2.morphologyEx(framed, cv2.MORPH_CLOSE if dark else cv2.MORPH_OPEN, disc)
     inwards = cv2.erode if dark else cv2.dilate  # or a sheet's own edge would leave a line of ink
     background = inwards(background, np.ones((3, 3), np.uint8))[pen:-pen, pen:-pen]
-    return resized(background, *rgb.shape[:2], cv2.INTER_LINEAR)
+    return resized(background, *rgb.shape[:2], cv2.INTER_LINEAR).astype(np.float32)
 
 
 def flat_background(rgb):
@@ -417,15 +417,6 @@ def flat_background(rgb):
     return colour if near.mean() > 0.5 and edge.mean() > 0.85 else None
 
 
-def subsample(pixels):
-    """Return every third, fifth or seventh of pixels (height, width, 3) as rows of 3.
-
-    A stride prime to the width meets every row and column, and so every line of one pixel.
-    """
-    stride = next((step for step in (3, 5, 7) if pixels.shape[1] % step), 1)
-    return pixels.reshape(-1, 3)[::stride]
-
-
 def principal_axis(colours):
     """Return the unit vector (3,) along which colours (count, 3) spread most from zero.
 
@@ -434,29 +425,16 @@ def principal_axis(colours):
     return np.linalg.eigh(colours.T @ colours)[1][:, -1].astype(np.float32)
 
 
-def ink_on_flat(rgb, background):
-    """Return how far each pixel is from one background colour (3,), along the ink's own colour."""
-    sample = subsample(rgb) - background
-    size = np.abs(sample) @ np.ones(3, np.float32)
-    strong = sample[size >= 0.4995 * size.max()]
-    axis = principal_axis(strong)
-    if ((strong @ axis) ** 3).sum() < 0:
-        axis = -axis
-    deviation = cv2.subtract(rgb, (*background.tolist(), 0), dtype=cv2.CV_32F)
-    return cv2.transform(deviation, axis[None] / 255)
+def ink_on_background(rgb, background, dark):
+    """Return how far each pixel is from its background, along the ink's own colour.
 
-
-def ink_on_uneven(rgb, dark):
-    """Return how far each pixel is from its estimated background, along the ink's own colour."""
-    if max(rgb.shape) > 300:
-        rgb = cv2.GaussianBlur(rgb, (3, 3), 0)
-    background = estimate_background(rgb, dark)
+    background is float32: one colour (3,), or one for each pixel.
+    """
     if dark:  # relative, since shadow dims ink and paper alike
-        background = background.astype(np.float32)
         deviation = (background - rgb) / (background + 16)
     else:  # absolute, since relative noise is large on a dark board
-        deviation = cv2.subtract(rgb, background, dtype=cv2.CV_32F) / np.float32(255)
-    sample = np.maximum(subsample(deviation), 0)
+        deviation = (rgb - background) / np.float32(255)
+    sample = np.maximum(at_background_side(deviation).reshape(-1, 3), 0)
     size = sample @ np.ones(3, np.float32)
     rank = 1 + len(size) // 100
     axis = principal_axis(sample[size >= 0.999 * np.partition(size, -rank)[-rank]])
@@ -465,7 +443,7 @@ def ink_on_uneven(rgb, dark):
 
 def ink_as_brightness(rgb, dark):
     """Return the pixels along the axis on which their colours spread most, from one end on."""
-    sample = subsample(rgb).astype(np.float32)
+    sample = at_background_side(rgb).reshape(-1, 3).astype(np.float32)
     axis = principal_axis(sample - sample.mean(axis=0))
     axis = axis if (axis.sum() >= 0) != dark else -axis
     ink = cv2.transform(rgb.astype(np.float32), axis[None] / 255)
@@ -503,22 +481,23 @@ def interpretations(rgb):
     the distance from a flat background, or from an estimated one; the same for ink of the
     other polarity; its bare brightness, which knows nothing of paper; and without rulings.
     """
-    background, dark = flat_background(rgb), ink_is_dark(rgb)
+    flat, dark = flat_background(rgb), ink_is_dark(rgb)
+    smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
 
     @functools.cache  # the last map is made of one of the first two
-    def flat():
-        return None if background is None else ink_on_flat(rgb, background)
+    def on_flat():
+        return None if flat is None else ink_on_background(rgb, flat, dark)
 
     @functools.cache
-    def uneven():
-        return ink_on_uneven(rgb, dark)
+    def on_uneven(dark):
+        return ink_on_background(smooth, estimate_background(smooth, dark), dark)
 
     return (
-        flat,
-        uneven,
-        lambda: ink_on_uneven(rgb, not dark),
+        on_flat,
+        lambda: on_uneven(dark),
+        lambda: on_uneven(not dark),
         lambda: ink_as_brightness(rgb, not dark),
-        lambda: remove_rulings(uneven() if background is None else flat()),
+        lambda: remove_rulings(on_uneven(dark) if flat is None else on_flat()),
     )
 
 
