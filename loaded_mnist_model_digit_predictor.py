@@ -482,7 +482,6 @@ def interpretations(rgb):
     other polarity; its bare brightness, which knows nothing of paper; and without rulings.
     """
     flat, dark = flat_background(rgb), ink_is_dark(rgb)
-    smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
 
     @functools.cache  # the last map is made of one of the first two
     def on_flat():
@@ -490,6 +489,7 @@ def interpretations(rgb):
 
     @functools.cache
     def on_uneven(dark):
+        smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
         return ink_on_background(smooth, estimate_background(smooth, dark), dark)
 
     return (
@@ -762,9 +762,15 @@ def build_layer(kind, config, weights):
     kind is its Keras class, config its settings, weights its arrays by name. Raises Unsupported
     for what is not known here, and KeyError, TypeError and the like for what no layer can be.
     """
-    usual = {"padding": ["valid"], "data_format": ["channels_last"], "groups": [1]}
-    usual |= {"strides": [config.get("pool_size", [1, 1])], "dilation_rate": [[1, 1]]}
-    usual |= {"axis": [-1, 3, [3]], "activation": [*ACTIVATIONS]}
+    usual = {
+        "activation": [*ACTIVATIONS],
+        "axis": [-1, 3, [3]],
+        "data_format": ["channels_last"],
+        "dilation_rate": [[1, 1]],
+        "groups": [1],
+        "padding": ["valid"],
+        "strides": [config.get("pool_size", [1, 1])],
+    }
     if any(config.get(setting, values[0]) not in values for setting, values in usual.items()):
         raise Unsupported
     activation = ACTIVATIONS[config.get("activation", "linear")]
