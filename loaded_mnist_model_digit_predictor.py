@@ -114,7 +114,7 @@ TOTAL = 0.3  # of the contrast in no frame that a reading has to explain, at lea
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
 CERTAIN = 0.6  # for a digit alone,
-CERTAIN_NUMBER = 0.72  # for several: geometric mean less their costs; a 1 explains less, as above
+CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
 LATER = 0.9  # times the confidence, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
 
