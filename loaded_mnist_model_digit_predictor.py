@@ -99,7 +99,7 @@ JOIN_COST = 0.15  # of joining regions in one digit
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
 PIECE = 0.18  # of the height: the width of the pieces into which a region is cut
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
-SOLID = 0.22  # of its height: what has a wider pen, such as a sheet, is not cut
+SOLID = 0.3  # of its height: what has a wider pen, such as a sheet, is not cut
 MAX_CUT = 4  # regions cut in a map, the largest
 MAX_PIECES = 8  # of them in one digit
 MAX_PAIRS = 12  # of regions tried as one digit
@@ -108,12 +108,12 @@ KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
 BAR = 0.25  # of a 1's gain counts in the choice between readings
 LINE = 0.25  # of the best line's gain: a line below is dropped
-STOP = 0.85  # share explained by a reading that ends the search
+STOP = 0.85  # quality of a reading that ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame
 TOTAL = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
-CERTAIN = 0.6  # for a digit alone,
+CERTAIN = 0.58  # for a digit alone,
 CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
 LATER = 0.9  # times the confidence, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
@@ -1210,8 +1210,7 @@ class Reading:
     """What was read in one interpretation of an image."""
 
     digits: list  # Regions
-    mass: float = 1.0  # what there was to explain,
-    framed: float = 0.0  # and what needs no other reason than that it frames the digits
+    mass: float = 1.0  # what there was to explain
     candidates: int = 0  # regions that lie in no other
     interpretation: int = 0
     quarters: int = 0  # by which the image was turned to the left
@@ -1224,20 +1223,14 @@ class Reading:
         return sum(digit.evidence for digit in self.digits)
 
     @property
-    def gain(self):
-        """What the digits explain, in units of mass."""
-        return sum(digit.gain for digit in self.digits)
-
-    @property
     def quality(self):
         """The share of what there was to explain that the digits explain, in [0, 1]."""
-        return self.gain / max(self.mass, 1e-6)
+        return sum(digit.gain for digit in self.digits) / max(self.mass, 1e-6)
 
     @property
     def rank(self):
-        """What decides between interpretations: texture is read as many digits, none for sure."""
-        sure = sum(digit.certainty for digit in self.digits) / max(1, len(self.digits))
-        return self.evidence * self.quality * sure**GAMMA
+        """What decides between interpretations."""
+        return self.evidence * self.quality
 
     @property
     def explained(self):
@@ -1305,16 +1298,15 @@ def read_ink(ink, energy, network, one):
             digits = [whole]
     unframed = mass_to_explain(everything, digits)
     total = float(energy.sum()) * min(1.0, unframed / max(mass, 1e-6))
-    return Reading(digits, max(unframed, TOTAL * total), max(0.0, mass - unframed), len(roots))
+    return Reading(digits, max(unframed, TOTAL * total), len(roots))
 
 
 def read_pixels(rgb, network, one, only=None):
     """Return the best Reading of an image among its interpretations; only is the number of one.
 
-    The search ends with a reading that explains nearly all, frames included: what frames a
-    hole in a digit is that digit. Where none does, the likeliest map is read turned by a
-    quarter, too: at least three digits besides 1s, into which lines turn, so that no 6
-    becomes a 9.
+    The search ends with a reading that leaves little to explain. Where none does, the likeliest
+    map is read turned by a quarter, too: at least three digits besides 1s, into which lines
+    turn, so that no 6 becomes a 9.
     """
     energy, best = edge_energy(rgb), Reading([])
     if not energy.any():  # blank
@@ -1330,7 +1322,7 @@ def read_pixels(rgb, network, one, only=None):
             likeliest, several = ink, reading.candidates > 2
         if reading.rank > best.rank:
             best = reading
-        if best.gain > STOP * (best.mass + best.framed):
+        if best.quality > STOP:
             break
     if several and not one and best.quality < STOP:
         for quarters in (1, 3):
