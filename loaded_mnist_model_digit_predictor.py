@@ -23,9 +23,11 @@ import json
 import os
 import pickle
 import re
+import shlex
 import signal
 import stat
 import sys
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +93,6 @@ GAMMA = 3.0
 CHANCE = 0.03
 SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-THIN_COST = 1.0  # of a pen thinner than a thirtieth of the length, each power of e
 CUT_COST = (0.2, 0.8)  # of cutting through ink at all, and through ink as tall as the digit
 JOIN_COST = 0.15  # of joining regions in one digit
 
@@ -113,7 +114,7 @@ CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a
 TOTAL = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
-CERTAIN = 0.58  # for a digit alone,
+CERTAIN = 0.63  # for a digit alone,
 CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
 LATER = 0.9  # times the confidence, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
@@ -143,10 +144,13 @@ class Unsupported(Exception):
 
 
 def limit_seconds(seconds):
-    """Give what a sandbox calls so much processor time from now on; 0 is any."""
+    """Give what a sandbox calls so much processor time from now on, and ten times that to wait.
+
+    0 is any.
+    """
     if Sandbox.inside:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_REAL, seconds and 10 * seconds + 30)  # it may wait for ever
+        signal.setitimer(signal.ITIMER_REAL, seconds and 10 * seconds + 30)  # for a disk
 
 
 class Sandbox:
@@ -159,6 +163,7 @@ class Sandbox:
     """
 
     inside = False  # true in a child with limits
+    forking = threading.RLock()  # a child that inherits another's pipes would hide that one's end
 
     def __init__(self, memory=None, seconds=None, function=None):
         self.memory, self.seconds, self.function, self.pid = memory, seconds, function, None
@@ -166,8 +171,8 @@ class Sandbox:
     def call(self, function, *arguments):
         """Return what a function, or else the sandbox's own, returns, or raise what it raises.
 
-        All but the latter is pickled. Raises TimeoutError where it takes too long,
-        ChildProcessError where it crashes.
+        What is passed is pickled; its own function was inherited by the fork. Raises
+        TimeoutError where it takes too long, ChildProcessError where it crashes.
         """
         if self.pid is None and not self.start():
             return (function or self.function)(*arguments)
@@ -190,17 +195,18 @@ class Sandbox:
         if not hasattr(os, "fork"):
             return False
         modes = ("rb", "wb", "rb", "wb")
-        calls, self.calls, self.answers, answers = map(open, (*os.pipe(), *os.pipe()), modes)
-        self.pid = os.fork()
-        if not self.pid:
-            try:
-                self.calls.close()
-                self.answers.close()
-                self.serve(calls, answers)
-            finally:
-                os._exit(1)
-        calls.close()
-        answers.close()
+        with Sandbox.forking:
+            calls, self.calls, self.answers, answers = map(open, (*os.pipe(), *os.pipe()), modes)
+            self.pid = os.fork()
+            if not self.pid:
+                try:
+                    self.calls.close()
+                    self.answers.close()
+                    self.serve(calls, answers)
+                finally:
+                    os._exit(1)
+            calls.close()
+            answers.close()
         return True
 
     def serve(self, calls, answers):
@@ -360,11 +366,10 @@ def lay_on_paper(image):
     """Return an RGBA Pillow image on white or black, whichever contrasts with what is visible."""
     from PIL import Image
 
-    opacity = image.getchannel("A")
-    grey, weight = (np.asarray(band, np.float32).ravel() for band in (image.convert("L"), opacity))
-    dark = grey @ weight <= 128 * weight.sum()
+    grey, opacity = np.asarray(image.convert("LA"), np.float32).reshape(-1, 2).T
+    dark = grey @ opacity <= 128 * opacity.sum()
     paper = Image.new("RGB", image.size, "white" if dark else "black")
-    paper.paste(image.convert("RGB"), mask=opacity)
+    paper.paste(image, mask=image)
     return paper
 
 
@@ -530,11 +535,11 @@ class Region:
     low: float = 0.0  # the ink's map around it,
     contrast: float = 0.0  # and how far the ink is above that
     mass: float = 1e-6  # sum of the edge energy on it
-    pen: float = 0.0  # the width of its strokes, as a share of its length
-    cutoff: float = 0.0  # ink on one of the image's borders, likewise
+    pen: float = 0.0  # the width of its strokes, in pixels
+    cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
     cost: float = 0.0  # what speaks against it as a digit, besides the network
-    glyph: np.ndarray | None = None
-    probabilities: np.ndarray | None = None
+    glyph: np.ndarray | None = None  # float32 (28, 28) in [0, 1], what the network sees
+    probabilities: np.ndarray | None = None  # float32 (10,), its answer
     uncertain: bool = False
 
     @property
@@ -606,17 +611,16 @@ def component_tree(ink, energy):
         mask = (ink > level * strongest).astype(np.uint8)
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         large = (stats[:, 4] >= 6) & (stats[:, 2:4].max(axis=1) >= speck)
-        large = np.flatnonzero(large)[1:]  # the first is what is no ink
+        large = 1 + np.flatnonzero(large[1:])  # the first is what is no ink
         large = large[np.argsort(-stats[large, 4], kind="stable")[:MAX_REGIONS]]
-        number = np.zeros(len(stats), np.int32)
-        number[large] = 1 + np.arange(len(large))
         boxes = stats[large, :4] + np.pad(stats[large, :2], ((0, 0), (2, 0)))
         tolerance = 1 + 0.03 * stats[large, 2:4].max(axis=1)
         new = (abs(boxes[:, None] - known).max(axis=2) > tolerance[:, None]).all(axis=1)
         for box in boxes[new]:
             left, top, right, bottom = box.tolist()
-            inside = (boxes[:, :2] >= box[:2]).all(axis=1) & (boxes[:, 2:] <= box[2:]).all(axis=1)
-            own = np.concatenate([[False], inside])[number[labels[top:bottom, left:right]]]
+            inside = np.zeros(len(stats), bool)
+            inside[large] = ((boxes - box) * [1, 1, -1, -1] >= 0).all(axis=1)
+            own = inside[labels[top:bottom, left:right]]
             regions.append(measure(Region(left, top, right, bottom, own), ink, energy))
         known = np.concatenate([known, boxes])
     return [region for region in regions if region.contrast > 1e-3]
@@ -640,8 +644,7 @@ def measure(region, ink, energy):
     # What is joined may stand out by none.
     region.contrast = max(1e-6, quantile(inked, 0.75) - region.low)
     region.mass = 1e-6 + float(energy[top:bottom, left:right][near > 0].sum())
-    rim = max(1, len(inked) - int(core.sum()))
-    region.pen = 2 * max(1, len(inked)) / rim / region.length
+    region.pen = 2 * len(inked) / (len(inked) - int(core.sum()))
     borders = (
         region.mask[:, 0] * (region.left == 0),
         region.mask[0] * (region.top == 0),
@@ -708,17 +711,11 @@ def set_stroke_width(pixels):
     inked = cv2.copyMakeBorder((pixels > 0.5).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     distance = cv2.distanceTransform(inked, cv2.DIST_L2, 5)
     pen = 4 * float(distance[inked > 0].mean()) - 1 if inked.any() else 0.0
-    thinnest, thickest = PEN_WIDTHS
-    if pen < thinnest:
-        missing = round(thinnest - pen)
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (missing + 1, missing + 1))
-        framed = cv2.copyMakeBorder(pixels, *[missing] * 4, cv2.BORDER_CONSTANT)
-        return cv2.dilate(framed, disc)
-    if pen > thickest:
-        excess = round(min(pen - thickest, 0.4 * pen))
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (excess + 1, excess + 1))
-        return cv2.erode(cv2.copyMakeBorder(pixels, 1, 1, 1, 1, cv2.BORDER_CONSTANT), disc)
-    return pixels
+    missing, excess = round(PEN_WIDTHS[0] - pen), round(min(pen - PEN_WIDTHS[1], 0.4 * pen))
+    change = max(missing, excess, 0)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (change + 1, change + 1))
+    framed = cv2.copyMakeBorder(pixels, *[change] * 4, cv2.BORDER_CONSTANT)
+    return (cv2.dilate if missing > 0 else cv2.erode)(framed, disc)
 
 
 def rotated_views(glyph):
@@ -765,10 +762,12 @@ def build_layer(kind, config, weights):
     usual = {
         "activation": [*ACTIVATIONS],
         "axis": [-1, 3, [3]],
+        "center": [True],
         "data_format": ["channels_last"],
         "dilation_rate": [[1, 1]],
         "groups": [1],
         "padding": ["valid"],
+        "scale": [True],
         "strides": [config.get("pool_size", [1, 1])],
     }
     if any(config.get(setting, values[0]) not in values for setting, values in usual.items()):
@@ -800,7 +799,7 @@ def build_layer(kind, config, weights):
 
 
 def build_network(layers, weights):
-    """Return load_network's function for read_model's layers and weights."""
+    """Return read_model's layers and weights as one function: glyphs to probabilities."""
     steps = [build_layer(kind, config, weights.get(config["name"], {})) for kind, config in layers]
 
     def network(glyphs):
@@ -931,17 +930,11 @@ def keras_model(path):
 # --- The choice of digits --------------------------------------------------
 
 
-def shape_cost(region):
-    """Return what speaks against a region as a digit before the network has seen it."""
-    wide = max(0.0, region.width / region.height - 1.15)
-    thin = max(0.0, float(np.log(1 / 30 / region.pen)))
-    return SHAPE_COST * wide + BORDER_COST * region.cutoff**2 + THIN_COST * thin
-
-
 def classify(regions, ink, network):
-    """Fill in cost, glyph and probabilities of regions, the last two only if they may be digits."""
+    """Add the shape's cost to each region; where it may be a digit, set glyph and probabilities."""
     for region in regions:
-        region.cost += shape_cost(region)
+        excess = max(0.0, region.width / region.height - 1.15)
+        region.cost += SHAPE_COST * excess + BORDER_COST * region.cutoff**2
     likely = [region for region in regions if np.exp(-region.cost) > CHANCE]
     if likely:
         glyphs = np.stack([normalize_digit(region, ink) for region in likely])
@@ -970,9 +963,7 @@ def outermost(regions):
 
 def find_standard(regions):
     """Return that of regions which most are like in length and contrast, by their evidence."""
-    length, contrast, evidence = (
-        np.array([getattr(r, name) for r in regions]) for name in ("length", "contrast", "evidence")
-    )
+    length, contrast, evidence = np.array([(r.length, r.contrast, r.evidence) for r in regions]).T
     alike = np.ones((len(regions),) * 2, bool)
     for values in (length, contrast):
         ratio = values / values[:, None]
@@ -1030,7 +1021,7 @@ def segmentation_lattice(region):
     cuts, crossed = cut_touching(region.mask, count)
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
     costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
-    column, area, runs = np.arange(region.width), max(1, int(region.mask.sum())), []
+    column, area, runs = np.arange(region.width), int(region.mask.sum()), []
     for first, last in itertools.combinations(range(count + 1), 2):
         if last - first > MAX_PIECES or last - first == count:
             continue
@@ -1043,7 +1034,6 @@ def segmentation_lattice(region):
         mask = mask[top:bottom, left:right]
         run = Region(*map(int, box), mask, region.low, region.contrast)
         run.mass = region.mass * int(mask.sum()) / area
-        run.pen = region.pen * region.length / run.length
         run.cost = (costs[first] + costs[last]) / 2
         runs.append((first, last, run))
     return runs, count
@@ -1053,11 +1043,8 @@ def viterbi(runs, count):
     """Return (gain, regions) of the best way through a lattice; a piece in none is junk."""
     best = [(0.0, [])]
     for last in range(1, count + 1):
-        ways = [best[-1]]
-        for first, after, run in runs:
-            if after == last:
-                ways.append((best[first][0] + run.gain, [*best[first][1], run]))
-        best.append(max(ways, key=lambda way: way[0]))
+        ways = [(best[i][0] + run.gain, [*best[i][1], run]) for i, j, run in runs if j == last]
+        best.append(max([best[-1], *ways], key=lambda way: way[0]))
     return best[-1]
 
 
@@ -1076,7 +1063,7 @@ def segment_touching(regions, digits, ink, network):
             region.gain < 0.95 * region.mass * (np.exp(-CUT_COST[0] / 2) - CHANCE)
             and 0.8 * region.height < region.width < 14 * region.height
             and region.cutoff < 0.5
-            and region.pen * region.length < SOLID * region.height
+            and region.pen < SOLID * region.height
             and (not size or 0.5 < region.height / size < 2.5)
             and not (heights[inside] > 0.4 * region.height).any()
             and not containment(chosen, [region]).any()
@@ -1087,26 +1074,20 @@ def segment_touching(regions, digits, ink, network):
     return {region: viterbi(*lattice) for region, lattice in lattices.items()}
 
 
-def joinable(pieces, digits):
-    """Return pairs of pieces, the nearest first, that may be one digit: close, and not both sure.
-
-    The first of pieces, as many as digits says, are digits; one of a pair is one.
-    """
-    left, top, right, bottom, poor = np.array([(*p.box, p.gain < 0.8 * p.mass) for p in pieces]).T
-    length = np.maximum(right - left, bottom - top)
-    (wide, across), (tall, down) = (
-        (
-            np.maximum.outer(end, end) - np.minimum.outer(start, start),
-            np.minimum.outer(end, end) - np.maximum.outer(start, start),
-        )
-        for start, end in ((left, right), (top, bottom))
-    )
-    gap = -np.minimum(across, down) / np.maximum.outer(length, length)
-    near = (gap < 0.25) & (np.maximum(across, down) > 0) & np.logical_or.outer(poor, poor)
-    near &= np.triu(np.maximum(tall, wide / 1.3) < 1.6 * length[:digits].max(), 1)
-    near[digits:] = False
-    pairs = sorted((gap[i, j], i, j) for i, j in zip(*np.nonzero(near), strict=True))
-    return [(pieces[i], pieces[j]) for _, i, j in pairs[:MAX_PAIRS]]
+def joinable(digits, loose):
+    """Return pairs of regions, the nearest first, that may be one digit: one is, not both sure."""
+    largest, pairs = 1.6 * max(digit.length for digit in digits), []
+    for index, a in enumerate(digits):
+        for b in [*digits[index + 1 :], *loose]:
+            across = min(a.right, b.right) - max(a.left, b.left)
+            down = min(a.bottom, b.bottom) - max(a.top, b.top)
+            wide = max(a.right, b.right) - min(a.left, b.left)
+            tall = max(a.bottom, b.bottom) - min(a.top, b.top)
+            gap = -min(across, down) / max(a.length, b.length)
+            poor = min(a.gain / a.mass, b.gain / b.mass) < 0.8
+            if poor and gap < 0.25 and max(across, down) > 0 and max(tall, wide / 1.3) < largest:
+                pairs.append((gap, (a, b)))
+    return [pair for _, pair in sorted(pairs, key=lambda pair: pair[0])[:MAX_PAIRS]]
 
 
 def join_broken(digits, loose, ink, energy, network):
@@ -1115,7 +1096,7 @@ def join_broken(digits, loose, ink, energy, network):
     loose are regions in which nothing was read.
     """
     while True:
-        pairs = joinable([*digits, *loose], len(digits))
+        pairs = joinable(digits, loose)
         wholes = [join(pair, ink, energy) for pair in pairs]
         classify(wholes, ink, network)
         gains = [
@@ -1215,7 +1196,7 @@ class Reading:
     interpretation: int = 0
     quarters: int = 0  # by which the image was turned to the left
     shape: tuple = (0, 0)  # of the image before that, and
-    scale: float = 1.0  # the original's size, in its pixels
+    scale: float = 1.0  # from the pixels that were read to the original's
 
     @property
     def evidence(self):
@@ -1311,7 +1292,7 @@ def read_pixels(rgb, network, one, only=None):
     energy, best = edge_energy(rgb), Reading([])
     if not energy.any():  # blank
         return best
-    likeliest, several = None, False
+    likeliest = several = None
     for number, make_ink in enumerate(interpretations(rgb)):
         ink = make_ink() if only in (None, number) else None
         if ink is None:
@@ -1319,18 +1300,18 @@ def read_pixels(rgb, network, one, only=None):
         reading = read_ink(ink, energy, network, one)
         reading.interpretation = number
         if likeliest is None:
-            likeliest, several = ink, reading.candidates > 2
+            likeliest, several = (ink, number), reading.candidates > 2
         if reading.rank > best.rank:
             best = reading
         if best.quality > STOP:
             break
     if several and not one and best.quality < STOP:
         for quarters in (1, 3):
-            turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
+            turned = [np.rot90(image, quarters).copy() for image in (likeliest[0], energy)]
             reading = read_ink(*turned, network, one)
             if sum(d.digit != 1 for d in reading.digits) > 2 and reading.rank > best.rank:
                 best = reading
-                best.quarters = quarters
+                best.quarters, best.interpretation = quarters, likeliest[1]
     best.shape = rgb.shape[:2]
     return best
 
@@ -1338,7 +1319,7 @@ def read_pixels(rgb, network, one, only=None):
 def read_in_size(rgb, network, one):
     """Return the best Reading of an image: reduced if its digits are large."""
     height, width = rgb.shape[:2]
-    longer, only = max(height, width), None
+    longer, only, quick = max(height, width), None, Reading([])
     shrink = -(-longer // QUICK_SIDE)
     if shrink > 1:
         rows, columns = max(1, height // shrink), max(1, width // shrink)
@@ -1355,7 +1336,25 @@ def read_in_size(rgb, network, one):
         rgb = resized(rgb, height * factor, width * factor, method)
     reading = read_pixels(rgb, network, one, only)
     reading.scale = 1 / factor
-    return reading if reading.digits or only is None else quick
+    return reading if reading.digits else quick
+
+
+def mark_uncertain(digits, explained, interpretation):
+    """Mark the digits that may be something else; all of them where the image is no number.
+
+    A letter, a face or a pattern leaves the network unsure, or much unexplained, or is
+    only seen as a digit in an interpretation that is seldom the right one.
+    """
+    if len(digits) == 1:  # an odd shape is no doubt where the network has none
+        certainty, least = digits[0].confidence, CERTAIN
+    else:
+        certainty = float(np.exp(np.mean([np.log(d.confidence) - d.cost for d in digits])))
+        least = CERTAIN_NUMBER
+    if interpretation > 1:
+        certainty *= LATER
+    foreign = certainty * max(0.0, explained) ** 0.5 < least
+    for digit in digits:
+        digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
 
 
 def read_digits(rgb, network, scale=1.0, one=False):
@@ -1376,38 +1375,14 @@ def read_digits(rgb, network, scale=1.0, one=False):
     lines = group_lines(reading.digits)
     digits = digits_of(lines)
     explained = reading.explained  # by the view that was chosen: the next line makes it a mean
-    augment_test_time(digits, network)
+    views = np.concatenate([rotated_views(digit.glyph) for digit in digits])
+    for digit, answers in zip(digits, np.split(network(views), len(digits)), strict=True):
+        digit.probabilities = answers.mean(axis=0)  # test-time augmentation
     mark_uncertain(digits, explained, reading.interpretation)
     for digit in digits:
         digit.left, digit.top, digit.right, digit.bottom = reading.box(digit)
         digit.mask = None  # it has served
     return lines
-
-
-def augment_test_time(digits, network):
-    """Let each digit's probabilities be the mean over its views."""
-    views = np.concatenate([rotated_views(digit.glyph) for digit in digits])
-    means = network(views).reshape(len(digits), len(VIEWS), 10).mean(axis=1)
-    for digit, probabilities in zip(digits, means, strict=True):
-        digit.probabilities = probabilities
-
-
-def mark_uncertain(digits, explained, interpretation):
-    """Mark the digits that may be something else; all of them where the image is no number.
-
-    A letter, a face or a pattern leaves the network unsure, or much unexplained, or is
-    only seen as a digit in an interpretation that is seldom the right one.
-    """
-    if len(digits) == 1:  # an odd shape is no doubt where the network has none
-        certainty, least = digits[0].confidence, CERTAIN
-    else:
-        certainty = float(np.exp(np.mean([np.log(d.confidence) - d.cost for d in digits])))
-        least = CERTAIN_NUMBER
-    if interpretation > 1:
-        certainty *= LATER
-    foreign = certainty * max(0.0, explained) ** 0.5 < least
-    for digit in digits:
-        digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
 
 
 # --- Answers ---------------------------------------------------------------
@@ -1640,9 +1615,11 @@ def asked_for():
         line = sys.stdin.readline().strip()
         if not line:
             return
-        if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'":
-            line = line[1:-1]  # terminals quote what is dropped on them
-        yield from expand([line])
+        paths = [line]
+        if not os.path.exists(line):  # terminals quote or escape what is dropped on them
+            with contextlib.suppress(ValueError):  # an apostrophe
+                paths = shlex.split(line)
+        yield from expand(paths)
 
 
 def with_progress(answers, total):
@@ -1674,8 +1651,8 @@ def parse_arguments(argv=None):
     add("--plot", type=Path, metavar="FILE", help="save a picture of what was read (default: none)")
     add("--show", action="store_true", help="open that picture in a window")
     options = parser.parse_args(argv)
-    plot, kinds = options.plot, (".png", ".jpg", ".pdf", ".svg")
-    if plot and (plot.suffix.lower() not in kinds or plot.is_dir() or not plot.parent.is_dir()):
+    plot, kinds, isdir = options.plot, (".png", ".jpg", ".pdf", ".svg"), os.path.isdir
+    if plot and (plot.suffix.lower() not in kinds or isdir(plot) or not isdir(plot.parent)):
         parser.error(f"argument --plot: {plot} is no {', '.join(kinds)} in a folder that exists")
     if not options.images and not (sys.stdin and sys.stdin.isatty()):
         parser.error("give an image, a folder of images, or - for standard input")
@@ -1689,26 +1666,34 @@ def run(options):
     total, width = len(names), max((len(printable(name)) for name in names), default=0)
     answers = predict_files(names or asked_for(), network, options)
     as_lines = as_json if options.json else functools.partial(as_text, width=min(40, width))
-    status, drawn = 0, []
+    status, count, pictured = 0, 0, []
     for answer in with_progress(answers, total):
         print(as_lines(answer, options.top), flush=True)
         status = 1 if answer.error else status
-        if (options.plot or options.show) and len(drawn) < PLOTTED:
-            drawn.append(answer)
-    if total > PLOTTED and drawn:
-        warn(f"the picture shows the first {PLOTTED} of {total} images")
-    if options.plot and drawn:
-        save_plot(options.plot, drawn)
-    if options.show and drawn:
-        show_plot(drawn)
+        count += 1
+        if (options.plot or options.show) and count <= PLOTTED:
+            pictured.append(answer)
+    if count > PLOTTED and pictured:
+        warn(f"the picture shows the first {PLOTTED} of {count} images")
+    if options.plot and pictured:
+        try:
+            save_plot(options.plot, pictured)
+        except OSError as error:
+            warn(f"{options.plot}: {error.strerror or error}; give another --plot")
+            status = 1
+    if options.show and pictured:
+        show_plot(pictured)
     return status
 
 
 def main(argv=None):
     """Run the command line; return 0 if all was read, 1 if some was not, 2 for wrong usage."""
-    for stream in (sys.stdout, sys.stderr):
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # or a pipe would take a closed stream's place
+    os.close(spare)
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if hasattr(stream, "reconfigure"):  # a name may hold what the terminal has no letters for
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
     warnings.filterwarnings("ignore")  # of libraries; what a user can mend is an error here
     options = parse_arguments(argv)
     try:
@@ -1718,11 +1703,10 @@ def main(argv=None):
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
-        warn(f"{options.plot}: {error.strerror or error}; give another --plot")
+        if not isinstance(error, BrokenPipeError):  # a reader, such as head, has seen enough
+            warn(f"standard output: {error.strerror or error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

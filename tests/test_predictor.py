@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -165,6 +166,7 @@ OTHER_LAYERS = {
         layers.BatchNormalization(),
         layers.Dropout(0.5),
     ],
+    "not scaled": lambda layers: [layers.BatchNormalization(scale=False, center=False)],
     "no bias": lambda layers: [layers.Conv2D(3, 3, use_bias=False)],
     "padded": lambda layers: [layers.Conv2D(3, 3, padding="same")],
     "strided": lambda layers: [layers.Conv2D(3, 3, strides=2)],
@@ -284,10 +286,11 @@ def test_fault_in_one_image_is_its_own(fault, album, call, monkeypatch):
     assert blank.endswith(("report it with the image", "reduce it first"))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    ["", "--top 0", "--top 11", "--top many", "--plot a.txt", "--plot gone/a.png", "--nonsense"],
-)
+WRONG = ["", "--top 0", "--top 11", "--top many", "--nonsense"]
+WRONG += [f"--plot {path}" for path in ("a.txt", "gone/a.png", "long" * 100 + "/a.png")]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_usage_is_refused_in_one_line(arguments, album, call, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     result = call(album, *["7.png"] * bool(arguments), *arguments.split())
@@ -336,6 +339,18 @@ def test_plot_that_fails_leaves_the_old_picture(album, tmp_path):
     assert os.listdir(tmp_path) == ["seen.png"]
 
 
+@pytest.mark.parametrize(
+    "streams, status, told",
+    [("2>&-", 0, b""), (">&-", 0, b""), (">/dev/full", 1, b"standard output: No space left")],
+)
+def test_closed_streams_are_borne_and_full_ones_told(streams, status, told, album):
+    command = ["sh", "-c", f'exec "$0" "$@" {streams}', sys.executable, PREDICTOR, "7.png"]
+    done = subprocess.run(command, cwd=album, capture_output=True)
+    assert done.returncode == status
+    assert told in done.stderr and done.stderr.count(b"\n") == bool(told)
+    assert done.stdout.split()[:2] == [b"7.png", b"7"] * (streams == "2>&-")
+
+
 def test_show_without_a_display_warns_on_stderr(album, call):
     matplotlib.use("agg")
     result = call(album, "7.png", "--show")
@@ -367,13 +382,14 @@ def shown_on(terminal, until=b"never"):
 def test_prompt_asks_until_an_empty_line(album):
     process, terminal = start_at_terminal(cwd=album)
     with process:
-        for line in (b"7.png", b"gone.png", b"'7.png'", b"scans", b""):
+        for line in (b"7.png", b"l'\xe9t\xe9.png", b"'7.png' ./7.pn\\g", b"scans", b""):
             assert b"Image" in shown_on(terminal, until=b"stop): ")
             os.write(terminal, line + b"\n")
         answers = process.stdout.read().decode().splitlines()
         shown_on(terminal)
     os.close(terminal)
-    expected = "7.png 7, gone.png no, 7.png 7, scans/scan2.JPG 4, scans/scan10.png 1"
+    expected = r"7.png 7, l'\udce9t\udce9.png no, 7.png 7, ./7.png 7, scans/scan2.JPG 4"
+    expected += ", scans/scan10.png 1"
     assert [" ".join(line.split()[:2]) for line in answers] == expected.split(", ")
     assert process.returncode == 1
 
@@ -430,6 +446,22 @@ def test_killed_processes_lose_no_image(album):
         answers += process.stdout.readlines()
     assert (len(answers), process.returncode) == (100, 0)
     assert all(answer.split()[:2] == [b"7.png", b"7"] for answer in answers)
+
+
+def test_children_started_at_once_hide_no_end(monkeypatch):
+    """One that inherited another's pipes would keep them open, and the parent waiting."""
+    fork = os.fork
+    monkeypatch.setattr(os, "fork", lambda: time.sleep(0.1) or fork())
+    children = [predictor.Sandbox(function=os.getpid) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        pids = list(pool.map(lambda child: child.call(None), children))
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for ever"))
+    signal.alarm(20)
+    for child, pid in zip(children, pids, strict=True):
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ChildProcessError):
+            child.call(None)
+    signal.alarm(0)
 
 
 def kill_own_process(name):
