@@ -611,7 +611,7 @@ def component_tree(ink, energy):
         mask = (ink > level * strongest).astype(np.uint8)
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         large = (stats[:, 4] >= 6) & (stats[:, 2:4].max(axis=1) >= speck)
-        large = 1 + np.flatnonzero(large[1:])  # the first is what is no ink
+        large = 1 + np.flatnonzero(large[1:])  # 0 is what is no ink
         large = large[np.argsort(-stats[large, 4], kind="stable")[:MAX_REGIONS]]
         boxes = stats[large, :4] + np.pad(stats[large, :2], ((0, 0), (2, 0)))
         tolerance = 1 + 0.03 * stats[large, 2:4].max(axis=1)
@@ -1691,6 +1691,7 @@ def main(argv=None):
     while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
         pass  # or a pipe would take a closed stream's place
     os.close(spare)
+    sys.stderr = sys.stderr or io.StringIO()
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if hasattr(stream, "reconfigure"):  # a name may hold what the terminal has no letters for
             stream.reconfigure(errors=errors)

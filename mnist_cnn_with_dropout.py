@@ -22,6 +22,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -357,12 +358,11 @@ def find_keras_mnist():
     damaged = path.exists()
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
-        if server_answers():
-            with contextlib.redirect_stdout(sys.stderr):
+        # Keras raises a bare Exception for any failed download.
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
+            if server_answers():
                 import_keras().datasets.mnist.load_data()
-            return path
-    except Exception:  # Keras raises a bare Exception for any failed download
-        pass
+                return path
     finally:
         socket.setdefaulttimeout(None)
     if damaged:
@@ -651,8 +651,7 @@ def draw_half(draw, random, images, labels):
     columns = np.flatnonzero(image.max(axis=0) > 100)
     cut = round(columns[0] + random.uniform(0.35, 0.6) * (columns[-1] - columns[0]))
     left = label in (4, 7, 9) or random.random() < 0.5  # the right half of those is a 1
-    image[:, cut:] *= not left
-    image[:, :cut] *= left
+    image[:, slice(cut, None) if left else slice(cut)] = 0
     paste_digit(draw, image, 0)
     return labels[:1]
 
@@ -897,8 +896,6 @@ def output_files(model_path):
 
 def check_output(model_path):
     """Raise UsageError now if the files could not be written after the training."""
-    import shutil
-
     if model_path.suffix not in (".h5", ".hdf5"):
         raise UsageError(f"{model_path}: --output must end in .h5")
     probe = model_path.with_name(f".{model_path.name}.{os.getpid()}")
@@ -978,7 +975,7 @@ def run(options):
     recalibrate_batch_norm(model, split[0])
     temperature = calibrate(model, *split[2:])
     probabilities = predict(model, x_test)
-    if not np.isfinite(probabilities).all():
+    if not all(np.isfinite(values).all() for values in (probabilities, *history.values())):
         raise UsageError(f"training diverged at --learning-rate {options.learning_rate}; lower it")
 
     metrics = {
@@ -1025,7 +1022,9 @@ def report(options, result):
     print(f"{summarize(result)}, calibration error {result['calibration_error']:.2%}")
     if not options.quiet:
         print("Saved:", *(str(path) for path in output_files(options.output)), sep="\n  ")
-        model = "" if options.output == OUTPUT else f" --model {options.output}"
+        standard = Path(__file__).with_name("models") / OUTPUT.name  # what the predictor reads
+        same = options.output.resolve() == standard.resolve()
+        model = "" if same else f" --model {options.output}"
         print(f"Next: python loaded_mnist_model_digit_predictor.py{model} YOUR_IMAGE")
 
 
@@ -1050,19 +1049,11 @@ def number(kind, low, high):
     return parse
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message):
-        warn(f"{message}; --help lists the options")
-        sys.exit(2)
-
-
 def parse_arguments(argv=None):
     """Return the parsed command line; exit with status 2 if it is wrong."""
-    parser = Parser(
-        description="Train a convolutional network on MNIST and save it with its plots."
-    )
+    description = "Train a convolutional network on MNIST and save it with its plots."
+    parser = argparse.ArgumentParser(Path(__file__).name, description=description)
+    parser.error = lambda text: parser.exit(2, f"{parser.prog}: {text}; --help lists the options\n")
     add = parser.add_argument
     add("--data", type=Path, help=".npz in the Keras layout (default: MNIST, downloaded once)")
     add("--output", type=Path, help=f"where to save the model (default: {OUTPUT})")
@@ -1084,6 +1075,7 @@ def parse_arguments(argv=None):
 
 def main(argv=None):
     """Run the command line and return its exit status: 0 done, 1 failed, 2 wrong usage."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - closed by whoever called
     options = parse_arguments(argv)
     try:
         run(options)

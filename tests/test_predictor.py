@@ -344,8 +344,8 @@ def test_plot_that_fails_leaves_the_old_picture(album, tmp_path):
     [("2>&-", 0, b""), (">&-", 0, b""), (">/dev/full", 1, b"standard output: No space left")],
 )
 def test_closed_streams_are_borne_and_full_ones_told(streams, status, told, album):
-    command = ["sh", "-c", f'exec "$0" "$@" {streams}', sys.executable, PREDICTOR, "7.png"]
-    done = subprocess.run(command, cwd=album, capture_output=True)
+    command = ["sh", "-c", f'exec "$0" "$@" {streams}', sys.executable, PREDICTOR]
+    done = subprocess.run([*command, "7.png", "7.png"], cwd=album, capture_output=True)
     assert done.returncode == status
     assert told in done.stderr and done.stderr.count(b"\n") == bool(told)
     assert done.stdout.split()[:2] == [b"7.png", b"7"] * (streams == "2>&-")
