@@ -981,10 +981,7 @@ def best_cover(regions, cuts):
     parents = np.where(holds.any(axis=1), holds.argmax(axis=1), len(regions)).tolist()
     inside = [(0.0, [])] * (len(regions) + 1)
     for index, (region, parent) in enumerate(zip(regions, parents, strict=True)):
-        gain, digits = inside[index]
-        if digits:  # they explain no more than there is in the region
-            gain *= min(1.0, region.mass / sum(digit.mass for digit in digits))
-        ways = (gain, digits), (region.gain, [region]), cuts.get(region, (0.0, []))
+        ways = inside[index], (region.gain, [region]), cuts.get(region, (0.0, []))
         gain, digits = max(ways, key=lambda way: way[0])
         if gain > 0:
             inside[parent] = inside[parent][0] + gain, inside[parent][1] + digits
@@ -1015,13 +1012,13 @@ def cut_touching(mask, count):
 def segmentation_lattice(region):
     """Return all ways to take consecutive pieces of a region as a digit, and the pieces' number.
 
-    Each is (first piece, piece after the last, Region).
+    Each is an edge: (first piece, piece after the last, Region).
     """
     count = max(2, round(region.width / (PIECE * region.height)))
     cuts, crossed = cut_touching(region.mask, count)
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
     costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
-    column, area, runs = np.arange(region.width), int(region.mask.sum()), []
+    column, area, edges = np.arange(region.width), int(region.mask.sum()), []
     for first, last in itertools.combinations(range(count + 1), 2):
         if last - first > MAX_PIECES or last - first == count:
             continue
@@ -1032,18 +1029,18 @@ def segmentation_lattice(region):
         (top, left), (bottom, right) = (rows[0], columns[0]), (rows[-1] + 1, columns[-1] + 1)
         box = (region.left + left, region.top + top, region.left + right, region.top + bottom)
         mask = mask[top:bottom, left:right]
-        run = Region(*map(int, box), mask, region.low, region.contrast)
-        run.mass = region.mass * int(mask.sum()) / area
-        run.cost = (costs[first] + costs[last]) / 2
-        runs.append((first, last, run))
-    return runs, count
+        part = Region(*map(int, box), mask, region.low, region.contrast)
+        part.mass = region.mass * int(mask.sum()) / area
+        part.cost = (costs[first] + costs[last]) / 2
+        edges.append((first, last, part))
+    return edges, count
 
 
-def viterbi(runs, count):
+def viterbi(edges, count):
     """Return (gain, regions) of the best way through a lattice; a piece in none is junk."""
     best = [(0.0, [])]
     for last in range(1, count + 1):
-        ways = [(best[i][0] + run.gain, [*best[i][1], run]) for i, j, run in runs if j == last]
+        ways = [(best[i][0] + part.gain, [*best[i][1], part]) for i, j, part in edges if j == last]
         best.append(max([best[-1], *ways], key=lambda way: way[0]))
     return best[-1]
 
@@ -1070,7 +1067,7 @@ def segment_touching(regions, digits, ink, network):
         ):
             chosen.append(region)
     lattices = {region: segmentation_lattice(region) for region in chosen[:MAX_CUT]}
-    classify([run for runs, _ in lattices.values() for _, _, run in runs], ink, network)
+    classify([part for edges, _ in lattices.values() for _, _, part in edges], ink, network)
     return {region: viterbi(*lattice) for region, lattice in lattices.items()}
 
 
@@ -1519,7 +1516,7 @@ class Answer:
     """What was read in one image, and its pixels where they are to be drawn."""
 
     name: str
-    lines: list = ()
+    lines: tuple | list = ()
     error: str | None = None
     rgb: np.ndarray | None = None
     scale: float = 1.0
