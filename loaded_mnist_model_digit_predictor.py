@@ -1289,7 +1289,7 @@ def read_pixels(rgb, network, one, only=None):
     energy, best = edge_energy(rgb), Reading([])
     if not energy.any():  # blank
         return best
-    likeliest = several = None
+    likeliest, first, several = None, 0, False
     for number, make_ink in enumerate(interpretations(rgb)):
         ink = make_ink() if only in (None, number) else None
         if ink is None:
@@ -1297,18 +1297,18 @@ def read_pixels(rgb, network, one, only=None):
         reading = read_ink(ink, energy, network, one)
         reading.interpretation = number
         if likeliest is None:
-            likeliest, several = (ink, number), reading.candidates > 2
+            likeliest, first, several = ink, number, reading.candidates > 2
         if reading.rank > best.rank:
             best = reading
         if best.quality > STOP:
             break
     if several and not one and best.quality < STOP:
         for quarters in (1, 3):
-            turned = [np.rot90(image, quarters).copy() for image in (likeliest[0], energy)]
+            turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
+            reading.interpretation, reading.quarters = first, quarters
             if sum(d.digit != 1 for d in reading.digits) > 2 and reading.rank > best.rank:
                 best = reading
-                best.quarters, best.interpretation = quarters, likeliest[1]
     best.shape = rgb.shape[:2]
     return best
 
@@ -1371,7 +1371,7 @@ def read_digits(rgb, network, scale=1.0, one=False):
     reading.scale *= scale
     lines = group_lines(reading.digits)
     digits = digits_of(lines)
-    explained = reading.explained  # by the view that was chosen: the next line makes it a mean
+    explained = reading.explained  # by the view that was chosen, before it is a mean over views
     views = np.concatenate([rotated_views(digit.glyph) for digit in digits])
     for digit, answers in zip(digits, np.split(network(views), len(digits)), strict=True):
         digit.probabilities = answers.mean(axis=0)  # test-time augmentation
@@ -1649,6 +1649,7 @@ def parse_arguments(argv=None):
     add("--show", action="store_true", help="open that picture in a window")
     options = parser.parse_args(argv)
     plot, kinds, isdir = options.plot, (".png", ".jpg", ".pdf", ".svg"), os.path.isdir
+    # Path.is_dir would raise for a name that is too long.
     if plot and (plot.suffix.lower() not in kinds or isdir(plot) or not isdir(plot.parent)):
         parser.error(f"argument --plot: {plot} is no {', '.join(kinds)} in a folder that exists")
     if not options.images and not (sys.stdin and sys.stdin.isatty()):
@@ -1664,10 +1665,9 @@ def run(options):
     answers = predict_files(names or asked_for(), network, options)
     as_lines = as_json if options.json else functools.partial(as_text, width=min(40, width))
     status, count, pictured = 0, 0, []
-    for answer in with_progress(answers, total):
+    for count, answer in enumerate(with_progress(answers, total), 1):
         print(as_lines(answer, options.top), flush=True)
         status = 1 if answer.error else status
-        count += 1
         if (options.plot or options.show) and count <= PLOTTED:
             pictured.append(answer)
     if count > PLOTTED and pictured:

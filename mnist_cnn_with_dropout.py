@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -1022,7 +1023,7 @@ def report(options, result):
     print(f"{summarize(result)}, calibration error {result['calibration_error']:.2%}")
     if not options.quiet:
         print("Saved:", *(str(path) for path in output_files(options.output)), sep="\n  ")
-        standard = Path(__file__).with_name("models") / OUTPUT.name  # what the predictor reads
+        standard = Path(__file__).parent / OUTPUT  # what the predictor reads
         same = options.output.resolve() == standard.resolve()
         model = "" if same else f" --model {options.output}"
         print(f"Next: python loaded_mnist_model_digit_predictor.py{model} YOUR_IMAGE")
@@ -1075,7 +1076,10 @@ def parse_arguments(argv=None):
 
 def main(argv=None):
     """Run the command line and return its exit status: 0 done, 1 failed, 2 wrong usage."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - closed by whoever called
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # or the next file would take a closed stream's place
+    os.close(spare)
+    sys.stderr = sys.stderr or io.StringIO()
     options = parse_arguments(argv)
     try:
         run(options)

@@ -457,11 +457,13 @@ def test_children_started_at_once_hide_no_end(monkeypatch):
         pids = list(pool.map(lambda child: child.call(None), children))
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for ever"))
     signal.alarm(20)
-    for child, pid in zip(children, pids, strict=True):
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(ChildProcessError):
-            child.call(None)
-    signal.alarm(0)
+    try:
+        for child, pid in zip(children, pids, strict=True):
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(ChildProcessError):
+                child.call(None)
+    finally:
+        signal.alarm(0)
 
 
 def kill_own_process(name):
