@@ -1313,6 +1313,25 @@ def read_pixels(rgb, network, one, only=None):
     return best
 
 
+def read_mnist_format(rgb, network):
+    """Return the Reading of an image made as MNIST's were, which is its own glyph, or None.
+
+    Such an image is 28x28, its ink 20 pixels long and its centre of mass in the middle.
+    """
+    if rgb.shape[:2] != (28, 28):
+        return None
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    ink = cv2.absdiff(grey, np.full_like(grey, np.median(grey)))
+    (left, top, width, height), moments = cv2.boundingRect(ink), cv2.moments(ink)
+    off_centre = [abs(moments[axis] - 14 * moments["m00"]) for axis in ("m10", "m01")]
+    if max(width, height) != 20 or max(off_centre) > 0.51 * moments["m00"]:
+        return None
+    digit = Region(left, top, left + width, top + height, ink > 0, mass=1.0)
+    digit.glyph = ink / np.float32(ink.max())
+    digit.probabilities = network(digit.glyph[None])[0]
+    return Reading([digit], shape=ink.shape) if digit.gain > 0 else None
+
+
 def read_in_size(rgb, network, one):
     """Return the best Reading of an image: reduced if its digits are large."""
     height, width = rgb.shape[:2]
@@ -1365,7 +1384,7 @@ def read_digits(rgb, network, scale=1.0, one=False):
     says of each region, of its pieces and of unions what digit it is; and that choice of
     regions, in that map, is read which explains most of the image's contrast.
     """
-    reading = read_in_size(rgb, network, one)
+    reading = read_mnist_format(rgb, network) or read_in_size(rgb, network, one)
     if not reading.digits:
         raise ImageError("no digit found")
     reading.scale *= scale
