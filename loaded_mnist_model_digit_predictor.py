@@ -1302,7 +1302,7 @@ def read_pixels(rgb, network, one, only=None):
             best = reading
         if best.quality > STOP:
             break
-    if several and not one and best.quality < STOP:
+    if several and not one and best.evidence < STOP * best.mass:
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
