@@ -1634,7 +1634,8 @@ def asked_for():
         paths = [line]
         if not os.path.exists(line):  # terminals quote or escape what is dropped on them
             with contextlib.suppress(ValueError):  # an apostrophe
-                paths = shlex.split(line)
+                words = shlex.split(line)
+                paths = words if any(map(os.path.exists, words)) else [" ".join(words)]
         yield from expand(paths)
 
 

@@ -382,14 +382,14 @@ def shown_on(terminal, until=b"never"):
 def test_prompt_asks_until_an_empty_line(album):
     process, terminal = start_at_terminal(cwd=album)
     with process:
-        for line in (b"7.png", b"l'\xe9t\xe9.png", b"'7.png' ./7.pn\\g", b"scans", b""):
+        for line in b"7.png|l'\xe9t\xe9.png|'7.png' ./7.pn\\g|no such.png|scans|".split(b"|"):
             assert b"Image" in shown_on(terminal, until=b"stop): ")
             os.write(terminal, line + b"\n")
         answers = process.stdout.read().decode().splitlines()
         shown_on(terminal)
     os.close(terminal)
-    expected = r"7.png 7, l'\udce9t\udce9.png no, 7.png 7, ./7.png 7, scans/scan2.JPG 4"
-    expected += ", scans/scan10.png 1"
+    expected = r"7.png 7, l'\udce9t\udce9.png no, 7.png 7, ./7.png 7, no such.png"
+    expected += ", scans/scan2.JPG 4, scans/scan10.png 1"
     assert [" ".join(line.split()[:2]) for line in answers] == expected.split(", ")
     assert process.returncode == 1
 
