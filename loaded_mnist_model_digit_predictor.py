@@ -1282,9 +1282,9 @@ def read_ink(ink, energy, network, one):
 def read_pixels(rgb, network, one, only=None):
     """Return the best Reading of an image among its interpretations; only is the number of one.
 
-    The search ends with a reading that leaves little to explain. Where none does, the likeliest
-    map is read turned by a quarter, too: at least three digits besides 1s, into which lines
-    turn, so that no 6 becomes a 9.
+    The search ends with a reading that leaves little to explain. Where none does, or 1s do it,
+    the likeliest map is read turned by a quarter, too: at least three digits besides 1s, into
+    which lines turn, so that no 6 becomes a 9.
     """
     energy, best = edge_energy(rgb), Reading([])
     if not energy.any():  # blank
@@ -1316,7 +1316,7 @@ def read_pixels(rgb, network, one, only=None):
 def read_mnist_format(rgb, network):
     """Return the Reading of an image made as MNIST's were, which is its own glyph, or None.
 
-    Such an image is 28x28, its ink 20 pixels long and its centre of mass in the middle.
+    Such an image is 28x28, its ink 20 pixels long, its centre of mass in the middle pixel.
     """
     if rgb.shape[:2] != (28, 28):
         return None
@@ -1326,7 +1326,8 @@ def read_mnist_format(rgb, network):
     off_centre = [abs(moments[axis] - 14 * moments["m00"]) for axis in ("m10", "m01")]
     if max(width, height) != 20 or max(off_centre) > 0.51 * moments["m00"]:
         return None
-    digit = Region(left, top, left + width, top + height, ink > 0, mass=1.0)
+    right, bottom = left + width, top + height
+    digit = Region(left, top, right, bottom, ink[top:bottom, left:right] > 0, mass=1.0)
     digit.glyph = ink / np.float32(ink.max())
     digit.probabilities = network(digit.glyph[None])[0]
     return Reading([digit], shape=ink.shape) if digit.gain > 0 else None

@@ -187,9 +187,9 @@ def test_single_digit_stays_single_wherever_it_is(readings):
     assert len(several) <= 5, several
 
 
-@pytest.mark.parametrize("shift, lost", [(0, 0.001), (2, 0.006)], ids=["as they are", "shifted"])
+@pytest.mark.parametrize("shift, lost", [(0, 0.001), (2, 0.002)], ids=["as they are", "shifted"])
 def test_mnist_files_lose_little_on_their_way_to_the_network(shift, lost):
-    images, labels = (array[:: 10 + 5 * shift] for array in mnist())
+    images, labels = (array[::10] for array in mnist())
     directly = network()(images / np.float32(255)).argmax(axis=1) == labels
     images = np.roll(images, (shift, -shift), axis=(1, 2))  # not centred as MNIST's are
     files = [(as_file(image), str(label)) for image, label in zip(images, labels, strict=True)]
