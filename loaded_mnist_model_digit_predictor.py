@@ -110,7 +110,8 @@ ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit i
 BAR = 0.25  # of a 1's gain counts in the choice between readings
 LINE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.85  # quality of a reading that ends the search
-CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame
+CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame,
+FRAMED = 0.4  # of a region's height: and no digit itself, if what is in it is so tall
 TOTAL = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
@@ -971,17 +972,27 @@ def find_standard(regions):
     return regions[int((alike @ evidence).argmax())]
 
 
+def is_frame(region, digits):
+    """Tell whether a region lies all around digits, which are not too small for it."""
+    small = min(d.height for d in digits) < FRAMED * region.height
+    return not small and containment([region], digits, CLEARANCE).all()
+
+
 def best_cover(regions, cuts):
     """Return the digits of the best choice of regions, none within another.
 
     Dynamic programming over the tree of boxes: each region is one digit, or several by cuts,
-    which segment_touching returns, or what is inside. regions come from small to large.
+    which segment_touching returns, or what is inside. regions come from small to large. A frame
+    around digits, such as a circle, needs no other reason: they explain its mass with theirs.
     """
     holds = np.triu(containment(regions, regions).T, 1)
     parents = np.where(holds.any(axis=1), holds.argmax(axis=1), len(regions)).tolist()
     inside = [(0.0, [])] * (len(regions) + 1)
     for index, (region, parent) in enumerate(zip(regions, parents, strict=True)):
-        ways = inside[index], (region.gain, [region]), cuts.get(region, (0.0, []))
+        gain, digits = inside[index]
+        if digits and is_frame(region, digits):
+            gain *= region.mass / sum(d.mass for d in digits)
+        ways = (gain, digits), (region.gain, [region]), cuts.get(region, (0.0, []))
         gain, digits = max(ways, key=lambda way: way[0])
         if gain > 0:
             inside[parent] = inside[parent][0] + gain, inside[parent][1] + digits
@@ -1062,7 +1073,7 @@ def segment_touching(regions, digits, ink, network):
             and region.cutoff < 0.5
             and region.pen < SOLID * region.height
             and (not size or 0.5 < region.height / size < 2.5)
-            and not (heights[inside] > 0.4 * region.height).any()
+            and not (heights[inside] > FRAMED * region.height).any()
             and not containment(chosen, [region]).any()
         ):
             chosen.append(region)
@@ -1269,10 +1280,11 @@ def read_ink(ink, energy, network, one):
         loose = [r for r, free in zip(loose, apart, strict=True) if free]
         digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
-    if 1 < len(roots) <= 12:  # a digit in many pieces
+    if 1 < len(roots) <= 12:  # a digit in many pieces, none of them a surer one beside marks
         whole = join(roots, ink, energy)
         classify([whole], ink, network)
-        if whole.certainty > KEEP and whole.gain > sum(d.gain for d in digits):
+        surest = max([KEEP, *(d.certainty for d in digits if d.digit != 1)])
+        if whole.confidence > surest and whole.gain > sum(d.gain for d in digits):
             digits = [whole]
     unframed = mass_to_explain(everything, digits)
     total = float(energy.sum()) * min(1.0, unframed / max(mass, 1e-6))

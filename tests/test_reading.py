@@ -159,8 +159,8 @@ SCENES = {  # and the share of digits to be read, at least
     "on a turned sheet": (0.93, on_a_turned_sheet),
     "transparent, black": (0.93, transparent(BLACK)),
     "transparent, white": (0.93, transparent(WHITE)),
-    "circled": (0.8, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
-    "underlined twice": (0.8, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
+    "circled": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
+    "underlined twice": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
 }
 
 
