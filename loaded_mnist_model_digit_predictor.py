@@ -1098,6 +1098,16 @@ def joinable(digits, loose):
     return [pair for _, pair in sorted(pairs, key=lambda pair: pair[0])[:MAX_PAIRS]]
 
 
+def improvement(whole, parts):
+    """Return how much more is explained by reading parts as one digit, 0 where one is surer.
+
+    A sure digit beside marks is no piece of another; a bar, which looks like a 1, may be.
+    """
+    surest = max([KEEP, *(part.certainty for part in parts if part.digit != 1)])
+    gain = whole.gain - sum(max(0.0, part.gain) for part in parts)
+    return gain if whole.confidence > surest else 0.0
+
+
 def join_broken(digits, loose, ink, energy, network):
     """Return digits with those joined that read better as one: a 5 and its bar, a broken 8.
 
@@ -1107,10 +1117,7 @@ def join_broken(digits, loose, ink, energy, network):
         pairs = joinable(digits, loose)
         wholes = [join(pair, ink, energy) for pair in pairs]
         classify(wholes, ink, network)
-        gains = [
-            whole.gain - max(0, a.gain) - max(0, b.gain)
-            for whole, (a, b) in zip(wholes, pairs, strict=True)
-        ]
+        gains = [improvement(whole, pair) for whole, pair in zip(wholes, pairs, strict=True)]
         if max(gains, default=0) <= 0:
             return digits
         best = int(np.argmax(gains))
@@ -1280,11 +1287,10 @@ def read_ink(ink, energy, network, one):
         loose = [r for r, free in zip(loose, apart, strict=True) if free]
         digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
-    if 1 < len(roots) <= 12:  # a digit in many pieces, none of them a surer one beside marks
+    if 1 < len(roots) <= 12:  # a digit in many pieces
         whole = join(roots, ink, energy)
         classify([whole], ink, network)
-        surest = max([KEEP, *(d.certainty for d in digits if d.digit != 1)])
-        if whole.confidence > surest and whole.gain > sum(d.gain for d in digits):
+        if improvement(whole, digits) > 0:
             digits = [whole]
     unframed = mass_to_explain(everything, digits)
     total = float(energy.sum()) * min(1.0, unframed / max(mass, 1e-6))
