@@ -93,6 +93,7 @@ GAMMA = 3.0
 CHANCE = 0.03
 SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
+CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 CUT_COST = (0.2, 0.8)  # of cutting through ink at all, and through ink as tall as the digit
 JOIN_COST = 0.15  # of joining regions in one digit
 
@@ -106,6 +107,7 @@ MAX_PIECES = 8  # of them in one digit
 MAX_PAIRS = 12  # of regions tried as one digit
 KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
 KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
+SHORT = 0.4  # of the standard's length: a bar that is shorter is a dash and no 1
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
 BAR = 0.25  # of a 1's gain counts in the choice between readings
 LINE = 0.25  # of the best line's gain: a line below is dropped
@@ -1079,7 +1081,8 @@ def segment_touching(regions, digits, ink, network):
             chosen.append(region)
     lattices = {region: segmentation_lattice(region) for region in chosen[:MAX_CUT]}
     classify([part for edges, _ in lattices.values() for _, _, part in edges], ink, network)
-    return {region: viterbi(*lattice) for region, lattice in lattices.items()}
+    ways = {region: viterbi(*lattice) for region, lattice in lattices.items()}
+    return {region: way for region, way in ways.items() if way[0] > CUT_SHARE * region.mass}
 
 
 def joinable(digits, loose):
@@ -1128,8 +1131,8 @@ def join_broken(digits, loose, ink, energy, network):
 def in_context(digits):
     """Return the digits that are like the standard; what is small, long or faint must be surer.
 
-    A bar that is longer, or not its like and runs out of the image, is a ruling, the edge of a
-    sheet or the side of a box.
+    A bar that is longer or much shorter, or not its like and runs out of the image, is a ruling,
+    the edge of a sheet, the side of a box or a dash.
     """
     if not digits:
         return []
@@ -1139,7 +1142,8 @@ def in_context(digits):
         alike = max(longer, 1 / longer, stronger, 1 / stronger) < ALIKE
         odd = max(1, 0.5 / longer) * max(1, longer / 1.6) ** 2 * max(1, 0.5 / stronger) ** 2
         least = KEEP if digit is standard else KEEP_BESIDE * odd
-        stray = digit.digit == 1 and not alike and (digit.cutoff > 0 or longer > ALIKE)
+        like_one = not digit.cutoff and SHORT < longer < ALIKE
+        stray = digit.digit == 1 and not alike and not like_one
         if digit.certainty > least and not stray:
             kept.append(digit)
     return kept
