@@ -65,7 +65,7 @@ FORMATS = {  # Pillow's name: what such files are called in a folder
 UNDECODABLE = f"damaged, or too large for {MAX_MEMORY // 1_000_000} MB; save it anew, or smaller"
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
-LARGE = 50  # and that is the end of it if their digits are so many of those pixels long
+LARGE_DIGIT = 50  # and that is the end of it if their digits are so many of those pixels long
 SMALL_SIDE = 256  # pixels; smaller images are enlarged, since regions end at whole pixels,
 TINY_SIDE = 64  # and these without blurring them: at MNIST's size each pixel is a sample
 
@@ -99,27 +99,27 @@ JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
-PIECE = 0.18  # of the height: the width of the pieces into which a region is cut
+PIECE_WIDTH = 0.18  # of the height: the width of the pieces into which a region is cut
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
-SOLID = 0.3  # of its height: what has a wider pen, such as a sheet, is not cut
+SOLID_PEN = 0.3  # of its height: what has a wider pen, such as a sheet, is not cut
 MAX_CUT = 4  # regions cut in a map, the largest
 MAX_PIECES = 8  # of them in one digit
 MAX_PAIRS = 12  # of regions tried as one digit
 KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
 KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
-SHORT = 0.4  # of the standard's length: a bar that is shorter is a dash and no 1
+SHORT_BAR = 0.4  # of the standard's length: a bar that is shorter is a dash and no 1
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
-BAR = 0.25  # of a 1's gain counts in the choice between readings
-LINE = 0.25  # of the best line's gain: a line below is dropped
+BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
+LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.85  # quality of a reading that ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame,
-FRAMED = 0.4  # of a region's height: and no digit itself, if what is in it is so tall
-TOTAL = 0.3  # of the contrast in no frame that a reading has to explain, at least
+FRAMED_HEIGHT = 0.4  # of a region's height: and no digit itself, if what is in it is so tall
+LEAST_EXPLAINED = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
-CERTAIN = 0.63  # for a digit alone,
+CERTAIN = 0.62  # for a digit alone,
 CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
-LATER = 0.9  # times the confidence, where the interpretation is none of the first two
+LATER_FACTOR = 0.9  # times the confidence, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
 
 KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
@@ -535,7 +535,7 @@ class Region:
     right: int
     bottom: int
     mask: np.ndarray
-    low: float = 0.0  # the ink's map around it,
+    paper: float = 0.0  # the ink's map around it,
     contrast: float = 0.0  # and how far the ink is above that
     mass: float = 1e-6  # sum of the edge energy on it
     pen: float = 0.0  # the width of its strokes, in pixels
@@ -588,7 +588,7 @@ class Region:
     @property
     def evidence(self):
         """The gain as far as it speaks for a reading: anything straight explains itself as a 1."""
-        return max(0.0, self.gain) * (BAR if self.digit == 1 else 1.0)
+        return max(0.0, self.gain) * (BAR_WEIGHT if self.digit == 1 else 1.0)
 
 
 def quantile(values, share):
@@ -630,7 +630,7 @@ def component_tree(ink, energy):
 
 
 def measure(region, ink, energy):
-    """Fill in a region's low, contrast, mass, pen and cutoff, and return it."""
+    """Fill in a region's paper, contrast, mass, pen and cutoff, and return it."""
     height, width = ink.shape
     reach = 2 + region.length // 12
     left, top = max(0, region.left - reach), max(0, region.top - reach)
@@ -643,9 +643,9 @@ def measure(region, ink, energy):
     core = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
     ring = pixels[cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) > near]
     inked = pixels[mask > 0]
-    region.low = quantile(ring, 0.5) if len(ring) else 0.0
+    region.paper = quantile(ring, 0.5) if len(ring) else 0.0
     # What is joined may stand out by none.
-    region.contrast = max(1e-6, quantile(inked, 0.75) - region.low)
+    region.contrast = max(1e-6, quantile(inked, 0.75) - region.paper)
     region.mass = 1e-6 + float(energy[top:bottom, left:right][near > 0].sum())
     region.pen = 2 * len(inked) / (len(inked) - int(core.sum()))
     borders = (
@@ -682,7 +682,7 @@ def normalize_digit(region, ink):
     pixels = ink[region.top : region.bottom, region.left : region.right]
     fringe = 2 * max(1, round(0.015 * region.length)) + 1  # the anti-aliased rim around the mask
     own = cv2.dilate(region.mask.astype(np.uint8), np.ones((fringe, fringe), np.uint8))
-    pixels = np.clip((pixels - region.low) / region.contrast, 0, 1) * own
+    pixels = np.clip((pixels - region.paper) / region.contrast, 0, 1) * own
     factor = GLYPH_SIDE / region.length
     if factor < 1:  # keep hairlines from fading when they are shrunk
         pixels = cv2.dilate(pixels, np.ones([int(np.ceil(1 / factor))] * 2, np.uint8))
@@ -976,7 +976,7 @@ def find_standard(regions):
 
 def is_frame(region, digits):
     """Tell whether a region lies all around digits, which are not too small for it."""
-    small = min(d.height for d in digits) < FRAMED * region.height
+    small = min(d.height for d in digits) < FRAMED_HEIGHT * region.height
     return not small and containment([region], digits, CLEARANCE).all()
 
 
@@ -1027,7 +1027,7 @@ def segmentation_lattice(region):
 
     Each is an edge: (first piece, piece after the last, Region).
     """
-    count = max(2, round(region.width / (PIECE * region.height)))
+    count = max(2, round(region.width / (PIECE_WIDTH * region.height)))
     cuts, crossed = cut_touching(region.mask, count)
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
     costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
@@ -1042,7 +1042,7 @@ def segmentation_lattice(region):
         (top, left), (bottom, right) = (rows[0], columns[0]), (rows[-1] + 1, columns[-1] + 1)
         box = (region.left + left, region.top + top, region.left + right, region.top + bottom)
         mask = mask[top:bottom, left:right]
-        part = Region(*map(int, box), mask, region.low, region.contrast)
+        part = Region(*map(int, box), mask, region.paper, region.contrast)
         part.mass = region.mass * int(mask.sum()) / area
         part.cost = (costs[first] + costs[last]) / 2
         edges.append((first, last, part))
@@ -1073,9 +1073,9 @@ def segment_touching(regions, digits, ink, network):
             region.gain < 0.95 * region.mass * (np.exp(-CUT_COST[0] / 2) - CHANCE)
             and 0.8 * region.height < region.width < 14 * region.height
             and region.cutoff < 0.5
-            and region.pen < SOLID * region.height
+            and region.pen < SOLID_PEN * region.height
             and (not size or 0.5 < region.height / size < 2.5)
-            and not (heights[inside] > FRAMED * region.height).any()
+            and not (heights[inside] > FRAMED_HEIGHT * region.height).any()
             and not containment(chosen, [region]).any()
         ):
             chosen.append(region)
@@ -1142,7 +1142,7 @@ def in_context(digits):
         alike = max(longer, 1 / longer, stronger, 1 / stronger) < ALIKE
         odd = max(1, 0.5 / longer) * max(1, longer / 1.6) ** 2 * max(1, 0.5 / stronger) ** 2
         least = KEEP if digit is standard else KEEP_BESIDE * odd
-        like_one = not digit.cutoff and SHORT < longer < ALIKE
+        like_one = not digit.cutoff and SHORT_BAR < longer < ALIKE
         stray = digit.digit == 1 and not alike and not like_one
         if digit.certainty > least and not stray:
             kept.append(digit)
@@ -1198,7 +1198,8 @@ def group_lines(regions):
         else:
             lines.append([region])
     gains = [sum(r.gain for r in line) for line in lines]
-    lines = [line for line, gain in zip(lines, gains, strict=True) if gain >= LINE * max(gains)]
+    least = LINE_SHARE * max(gains)
+    lines = [line for line, gain in zip(lines, gains, strict=True) if gain >= least]
     return sorted(lines, key=lambda line: np.mean([turned(r)[1] for r in line]))
 
 
@@ -1298,7 +1299,7 @@ def read_ink(ink, energy, network, one):
             digits = [whole]
     unframed = mass_to_explain(everything, digits)
     total = float(energy.sum()) * min(1.0, unframed / max(mass, 1e-6))
-    return Reading(digits, max(unframed, TOTAL * total), len(roots))
+    return Reading(digits, max(unframed, LEAST_EXPLAINED * total), len(roots))
 
 
 def read_pixels(rgb, network, one, only=None):
@@ -1365,7 +1366,7 @@ def read_in_size(rgb, network, one):
         small = resized(rgb[: rows * shrink, : columns * shrink], rows, columns)
         quick = read_pixels(small, network, one)
         quick.scale = shrink
-        if quick.digits and np.median([d.length for d in quick.digits]) >= LARGE:
+        if quick.digits and np.median([d.length for d in quick.digits]) >= LARGE_DIGIT:
             return quick
         if quick.digits and not quick.quarters:
             only = quick.interpretation
@@ -1390,7 +1391,7 @@ def mark_uncertain(digits, explained, interpretation):
         certainty = float(np.exp(np.mean([np.log(d.confidence) - d.cost for d in digits])))
         least = CERTAIN_NUMBER
     if interpretation > 1:
-        certainty *= LATER
+        certainty *= LATER_FACTOR
     foreign = certainty * max(0.0, explained) ** 0.5 < least
     for digit in digits:
         digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER

@@ -90,6 +90,13 @@ def lines_below(ink, random):
         cv2.line(ink, (left, y), (right, y - 3), 1.0, pen)
 
 
+def arrow_to(ink, random):
+    left, top, right, bottom, pen = frame_of(ink, random)
+    tip, away = (left, -90) if left > ink.shape[1] - right else (right, 90)
+    height = (top + bottom) // 2
+    cv2.arrowedLine(ink, (tip + away, height), (tip, height), 1.0, pen, tipLength=0.25)
+
+
 def frame_of(ink, random):
     """Return the box of a drawing, 20 to 31 pixels larger to all sides, and the pen for it."""
     rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
@@ -160,7 +167,8 @@ SCENES = {  # and the share of digits to be read, at least
     "transparent, black": (0.93, transparent(BLACK)),
     "transparent, white": (0.93, transparent(WHITE)),
     "circled": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
-    "underlined twice": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
+    "underlined twice": (0.8, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
+    "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
 }
 
 

@@ -353,6 +353,15 @@ def test_muon_makes_the_steps_of_hidden_dense_kernels_orthogonal(keras):
             assert alike.mean() > 0.99, variable.path
 
 
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60), (30, 30)], ids=str)
+def test_muon_iterates_as_keras_does(shape, keras):
+    optimizer = script.build_optimizer(script.build_model(), 0.01)
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    expected = keras.optimizers.Muon().zeropower_via_newtonschulz5(x, optimizer.ns_steps)
+    ours = optimizer.zeropower_via_newtonschulz5(x, optimizer.ns_steps)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
 def test_dropout_samples_share_one_network(keras, some_digits):
     model = script.build_model(dropout=0.5)
     trainer = script.multi_sample_dropout(model)
