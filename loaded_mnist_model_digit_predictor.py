@@ -93,7 +93,6 @@ GAMMA = 3.0
 CHANCE = 0.03
 SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 CUT_COST = (0.2, 0.8)  # of cutting through ink at all, and through ink as tall as the digit
 JOIN_COST = 0.15  # of joining regions in one digit
 
@@ -102,8 +101,9 @@ HEAVY = 20  # regions that the network sees first; the others only if they are l
 PIECE_WIDTH = 0.18  # of the height: the width of the pieces into which a region is cut
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 SOLID_PEN = 0.3  # of its height: what has a wider pen, such as a sheet, is not cut
+CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 4  # regions cut in a map, the largest
-MAX_PIECES = 8  # of them in one digit
+MAX_PIECES = 8  # pieces of them in one digit
 MAX_PAIRS = 12  # of regions tried as one digit
 KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
 KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
@@ -976,8 +976,8 @@ def find_standard(regions):
 
 def is_frame(region, digits):
     """Tell whether a region lies all around digits, which are not too small for it."""
-    small = min(d.height for d in digits) < FRAMED_HEIGHT * region.height
-    return not small and containment([region], digits, CLEARANCE).all()
+    tall = min(d.height for d in digits) >= FRAMED_HEIGHT * region.height
+    return tall and containment([region], digits, CLEARANCE).all()
 
 
 def best_cover(regions, cuts):
@@ -1062,7 +1062,8 @@ def segment_touching(regions, digits, ink, network):
     """Return (gain, digits) by region for those of regions that may be digits grown together.
 
     digits is what best_cover has read without that: a region may be cut where the network
-    is less sure of it than it could be of two digits, and has seen no sure digit inside.
+    is less sure of it than it could be of two digits, and has seen no sure digit inside; its
+    digits count only if they explain most of it.
     """
     size = find_standard(digits).height if digits else 0
     sure = [d for d in digits if d.certainty > 0.7]
@@ -1142,8 +1143,8 @@ def in_context(digits):
         alike = max(longer, 1 / longer, stronger, 1 / stronger) < ALIKE
         odd = max(1, 0.5 / longer) * max(1, longer / 1.6) ** 2 * max(1, 0.5 / stronger) ** 2
         least = KEEP if digit is standard else KEEP_BESIDE * odd
-        like_one = not digit.cutoff and SHORT_BAR < longer < ALIKE
-        stray = digit.digit == 1 and not alike and not like_one
+        sized = SHORT_BAR < longer < ALIKE
+        stray = digit.digit == 1 and not alike and (digit.cutoff > 0 or not sized)
         if digit.certainty > least and not stray:
             kept.append(digit)
     return kept

@@ -397,6 +397,7 @@ def test_loss_and_accuracy_are_means_over_the_answers(keras):
 
 
 def test_batch_norms_are_recalibrated_to_the_statistics_of_the_images(keras, some_digits):
+    keras.utils.set_random_seed(0)  # in some networks a channel hardly varies beyond rounding
     model = script.build_model()
     before = [weights.copy() for weights in model.get_weights()]
     images = some_digits[0]
@@ -409,7 +410,7 @@ def test_batch_norms_are_recalibrated_to_the_statistics_of_the_images(keras, som
         variance = values.var(axis=(0, 1, 2))
         layer = model.layers[index]  # its epsilon counts where activations hardly vary
         wanted = 1 - layer.epsilon / (np.asarray(layer.moving_variance) + layer.epsilon)
-        np.testing.assert_allclose(variance, wanted, rtol=0.01, atol=1e-5)
+        np.testing.assert_allclose(variance, wanted, rtol=0.01)
     after = model.get_weights()
     moved = [not np.array_equal(one, other) for one, other in zip(before, after, strict=True)]
     names = [variable.name for variable in model.weights]
