@@ -65,7 +65,7 @@ FORMATS = {  # Pillow's name: what such files are called in a folder
 UNDECODABLE = f"damaged, or too large for {MAX_MEMORY // 1_000_000} MB; save it anew, or smaller"
 WORK_SIDE = 1600  # pixels; longer sides are reduced first: a page of 100 digits still reads
 QUICK_SIDE = 600  # pixels; images are read at this size first, which is faster and less noisy,
-LARGE_DIGIT = 50  # and that is the end of it if their digits are so many of those pixels long
+LARGE_DIGIT = 20  # and that is the end of it if their digits are so many of those pixels long
 SMALL_SIDE = 256  # pixels; smaller images are enlarged, since regions end at whole pixels,
 TINY_SIDE = 64  # and these without blurring them: at MNIST's size each pixel is a sample
 
@@ -117,7 +117,7 @@ FRAMED_HEIGHT = 0.4  # of a region's height: and no digit itself, if what is in 
 LEAST_EXPLAINED = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
-CERTAIN = 0.62  # for a digit alone,
+CERTAIN = 0.7  # for a digit alone,
 CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
 LATER_FACTOR = 0.9  # times the confidence, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them

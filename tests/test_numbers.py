@@ -127,6 +127,15 @@ def lines_of(count, height, leading, rulings=False):
     return kind
 
 
+def low_resolution(random):
+    """Return a large sheet with two lines of digits 10 pixels tall, photographed from afar."""
+    texts = [some_text(random, 3, 5) for _ in range(2)]
+    ink = page([written(random, text, 40) for text in texts], 70)
+    sheet = placed(ink, (1080, 720), random=random)
+    small = cv2.resize(sheet, (270, 180), interpolation=cv2.INTER_AREA)
+    return on_paper(random, small), "\n".join(texts)
+
+
 KINDS = {  # and the share to be read exactly, at least
     "plain": (0.93, line_of(1, 9)),
     "leading zeros": (0.95, line_of(1, 4, zeros="00")),
@@ -138,6 +147,7 @@ KINDS = {  # and the share to be read exactly, at least
     "three lines": (0.93, lines_of(3, height=40, leading=70)),
     "on ruled paper": (0.85, lines_of(2, height=44, leading=80, rulings=True)),
     "white on black": (0.9, line_of(inverted=True)),
+    "low resolution": (0.95, low_resolution),
 }
 
 

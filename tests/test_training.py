@@ -161,9 +161,9 @@ def test_embedded_test_digits_are_a_stratified_fifth_that_training_never_sees(ml
 
 
 def distort(images, seed):
-    """Return uint8 images as training sees them: moved, and with another pen."""
+    """Return uint8 images as training sees them: moved, with another pen, blurred."""
     moved = script.random_affine(images.astype("float32") / 255, [seed, 2])
-    return script.random_stroke_width(moved, [seed, 3]).numpy()
+    return script.random_blur(script.random_stroke_width(moved, [seed, 3]), [seed, 4]).numpy()
 
 
 def test_augmentation_keeps_shape_and_range_and_changes_every_image(some_digits):
@@ -228,6 +228,16 @@ def test_other_pens_change_the_ink_and_little_else(some_digits):
     assert 0.4 < (ratio > 1).mean() < 0.6
     near = np.stack([cv2.dilate(image, np.ones((3, 3))) for image in images]) > 0
     assert (drawn[~near] == 0).all()  # where there is no ink within one pixel
+
+
+def test_some_images_are_blurred_and_the_others_left_as_they_are(some_digits):
+    images = some_digits[0].astype("float32") / 255
+    blurred = script.random_blur(images, [0, 6]).numpy()
+    assert blurred.dtype == np.float32 and blurred.shape == images.shape
+    change = np.abs(blurred - images).max(axis=(1, 2))
+    assert (change > 0).mean() == pytest.approx(script.BLURRED, abs=0.06)
+    most = [np.abs(cv2.blur(i, (3, 3), borderType=cv2.BORDER_CONSTANT) - i).max() for i in images]
+    assert 0.9 < (change / most).max() < 1.001  # the mean of 3x3 pixels, never more
 
 
 def epochs_of(batches, images, batch_size, count):
