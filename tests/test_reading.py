@@ -167,7 +167,7 @@ SCENES = {  # and the share of digits to be read, at least
     "transparent, black": (0.93, transparent(BLACK)),
     "transparent, white": (0.93, transparent(WHITE)),
     "circled": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
-    "underlined twice": (0.8, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
+    "underlined twice": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
 }
 
