@@ -98,12 +98,11 @@ JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
-PIECE_WIDTH = 0.18  # of the height: the width of the pieces into which a region is cut
+PIECE_WIDTH = 0.22  # of the height: the width of the pieces into which a region is cut
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 SOLID_PEN = 0.3  # of its height: what has a wider pen, such as a sheet, is not cut
 CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
-MAX_CUT = 4  # regions cut in a map, the largest
-MAX_PIECES = 8  # pieces of them in one digit
+MAX_CUT = 2  # regions cut in a map, the largest
 MAX_PAIRS = 12  # of regions tried as one digit
 KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
 KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
@@ -111,13 +110,13 @@ SHORT_BAR = 0.4  # of the standard's length: a bar that is shorter is a dash and
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
-STOP = 0.85  # quality of a reading that ends the search
+STOP = 0.8  # quality of a reading that ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame,
 FRAMED_HEIGHT = 0.4  # of a region's height: and no digit itself, if what is in it is so tall
 LEAST_EXPLAINED = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
-CERTAIN = 0.71  # for a digit alone,
+CERTAIN = 1.3  # for a digit alone: sqrt(confidence) times the spread of its log-probabilities,
 CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
 LATER_FACTOR = 0.9  # times the confidence, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
@@ -1033,7 +1032,7 @@ def segmentation_lattice(region):
     costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
     column, area, edges = np.arange(region.width), int(region.mask.sum()), []
     for first, last in itertools.combinations(range(count + 1), 2):
-        if last - first > MAX_PIECES or last - first == count:
+        if last - first == count:
             continue
         mask = region.mask & (column >= cuts[first][:, None]) & (column < cuts[last][:, None])
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -1384,10 +1383,12 @@ def mark_uncertain(digits, explained, interpretation):
     """Mark the digits that may be something else; all of them where the image is no number.
 
     A letter, a face or a pattern leaves the network unsure, or much unexplained, or is
-    only seen as a digit in an interpretation that is seldom the right one.
+    only seen as a digit in an interpretation that is seldom the right one. Even if it looks
+    like one digit more than the others, it has been trained to look like all others alike.
     """
     if len(digits) == 1:  # an odd shape is no doubt where the network has none
-        certainty, least = digits[0].confidence, CERTAIN
+        spread = np.log(np.maximum(digits[0].probabilities, 1e-9)).std()
+        certainty, least = digits[0].confidence ** 0.5 * float(spread), CERTAIN
     else:
         certainty = float(np.exp(np.mean([np.log(d.confidence) - d.cost for d in digits])))
         least = CERTAIN_NUMBER
