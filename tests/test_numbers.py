@@ -136,6 +136,18 @@ def low_resolution(random):
     return on_paper(random, small), "\n".join(texts)
 
 
+def skipped(random):
+    """Return a number of which the pen has left out some ink, a gap of 3 pixels through a digit."""
+    text = "".join(map(str, random.choice([0, 2, 3, 4, 5, 6, 7, 8, 9], size=4)))
+    ink = written(random, text)
+    y, x = random.choice(np.argwhere(ink > 0.5))
+    angle = random.uniform(0, np.pi)
+    across, down = int(20 * np.cos(angle)), int(20 * np.sin(angle))
+    ends = (int(x) - across, int(y) - down), (int(x) + across, int(y) + down)
+    cv2.line(ink, *ends, 0, 3)
+    return on_paper(random, placed(ink, (ink.shape[1] + 60, len(ink) + 60), (30, 30))), text
+
+
 KINDS = {  # and the share to be read exactly, at least
     "plain": (0.93, line_of(1, 9)),
     "leading zeros": (0.95, line_of(1, 4, zeros="00")),
@@ -148,6 +160,7 @@ KINDS = {  # and the share to be read exactly, at least
     "on ruled paper": (0.85, lines_of(2, height=44, leading=80, rulings=True)),
     "white on black": (0.9, line_of(inverted=True)),
     "low resolution": (0.95, low_resolution),
+    "with a gap in a digit": (0.7, skipped),
 }
 
 
