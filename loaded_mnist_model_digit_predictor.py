@@ -100,7 +100,6 @@ JOIN_COST = 0.15  # of joining regions in one digit
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
 PIECE_WIDTH = 0.22  # of the height: the width of the pieces into which a region is cut
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
-SOLID_PEN = 0.3  # of its height: what has a wider pen, such as a sheet, is not cut
 CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_PAIRS = 12  # of regions tried as one digit
@@ -116,7 +115,7 @@ FRAMED_HEIGHT = 0.4  # of a region's height: and no digit itself, if what is in 
 LEAST_EXPLAINED = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
-CERTAIN = 1.3  # for a digit alone: sqrt(confidence) times the spread of its log-probabilities,
+CERTAIN = 1.33  # for a digit alone: sqrt(confidence) times the spread of its log-probabilities,
 CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
 LATER_FACTOR = 0.9  # times the confidence, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
@@ -485,8 +484,8 @@ def interpretations(rgb):
     """Return functions that make maps of ink, or None where there is no such map.
 
     A map is float32 (height, width), positive on what may be ink. The likeliest come first:
-    the distance from a flat background, or from an estimated one; the same for ink of the
-    other polarity; its bare brightness, which knows nothing of paper; and without rulings.
+    the distance from a flat background, or from an estimated one; bare brightness, of the
+    other polarity, which knows nothing of paper; and the likeliest without rulings.
     """
     flat, dark = flat_background(rgb), ink_is_dark(rgb)
 
@@ -495,16 +494,15 @@ def interpretations(rgb):
         return None if flat is None else ink_on_background(rgb, flat, dark)
 
     @functools.cache
-    def on_uneven(dark):
+    def on_uneven():
         smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
         return ink_on_background(smooth, estimate_background(smooth, dark), dark)
 
     return (
         on_flat,
-        lambda: on_uneven(dark),
-        lambda: on_uneven(not dark),
+        on_uneven,
         lambda: ink_as_brightness(rgb, not dark),
-        lambda: remove_rulings(on_uneven(dark) if flat is None else on_flat()),
+        lambda: remove_rulings(on_uneven() if flat is None else on_flat()),
     )
 
 
@@ -537,7 +535,6 @@ class Region:
     paper: float = 0.0  # the ink's map around it,
     contrast: float = 0.0  # and how far the ink is above that
     mass: float = 1e-6  # sum of the edge energy on it
-    pen: float = 0.0  # the width of its strokes, in pixels
     cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
     cost: float = 0.0  # what speaks against it as a digit, besides the network
     glyph: np.ndarray | None = None  # float32 (28, 28) in [0, 1], what the network sees
@@ -629,7 +626,7 @@ def component_tree(ink, energy):
 
 
 def measure(region, ink, energy):
-    """Fill in a region's paper, contrast, mass, pen and cutoff, and return it."""
+    """Fill in a region's paper, contrast, mass and cutoff, and return it."""
     height, width = ink.shape
     reach = 2 + region.length // 12
     left, top = max(0, region.left - reach), max(0, region.top - reach)
@@ -639,14 +636,12 @@ def measure(region, ink, energy):
     mask[y : y + region.height, x : x + region.width] = region.mask
     pixels = ink[top:bottom, left:right]
     near = cv2.dilate(mask, np.ones((5, 5), np.uint8))
-    core = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
     ring = pixels[cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) > near]
     inked = pixels[mask > 0]
     region.paper = quantile(ring, 0.5) if len(ring) else 0.0
     # What is joined may stand out by none.
     region.contrast = max(1e-6, quantile(inked, 0.75) - region.paper)
     region.mass = 1e-6 + float(energy[top:bottom, left:right][near > 0].sum())
-    region.pen = 2 * len(inked) / (len(inked) - int(core.sum()))
     borders = (
         region.mask[:, 0] * (region.left == 0),
         region.mask[0] * (region.top == 0),
@@ -679,9 +674,8 @@ def normalize_digit(region, ink):
     centre of mass to the middle.
     """
     pixels = ink[region.top : region.bottom, region.left : region.right]
-    fringe = 2 * max(1, round(0.015 * region.length)) + 1  # the anti-aliased rim around the mask
-    own = cv2.dilate(region.mask.astype(np.uint8), np.ones((fringe, fringe), np.uint8))
-    pixels = np.clip((pixels - region.paper) / region.contrast, 0, 1) * own
+    rim = cv2.dilate(region.mask.astype(np.uint8), np.ones((3, 3), np.uint8))  # anti-aliased
+    pixels = np.clip((pixels - region.paper) / region.contrast, 0, 1) * rim
     factor = GLYPH_SIDE / region.length
     if factor < 1:  # keep hairlines from fading when they are shrunk
         pixels = cv2.dilate(pixels, np.ones([int(np.ceil(1 / factor))] * 2, np.uint8))
@@ -1073,7 +1067,6 @@ def segment_touching(regions, digits, ink, network):
             region.gain < 0.95 * region.mass * (np.exp(-CUT_COST[0] / 2) - CHANCE)
             and 0.8 * region.height < region.width < 14 * region.height
             and region.cutoff < 0.5
-            and region.pen < SOLID_PEN * region.height
             and (not size or 0.5 < region.height / size < 2.5)
             and not (heights[inside] > FRAMED_HEIGHT * region.height).any()
             and not containment(chosen, [region]).any()
