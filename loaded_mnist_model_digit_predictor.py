@@ -484,8 +484,8 @@ def interpretations(rgb):
     """Return functions that make maps of ink, or None where there is no such map.
 
     A map is float32 (height, width), positive on what may be ink. The likeliest come first:
-    the distance from a flat background, or from an estimated one; bare brightness, of the
-    other polarity, which knows nothing of paper; and the likeliest without rulings.
+    the distance from a flat background, or from an estimated one; the same for ink of the
+    other polarity; its bare brightness, which knows nothing of paper; and without rulings.
     """
     flat, dark = flat_background(rgb), ink_is_dark(rgb)
 
@@ -494,15 +494,16 @@ def interpretations(rgb):
         return None if flat is None else ink_on_background(rgb, flat, dark)
 
     @functools.cache
-    def on_uneven():
+    def on_uneven(dark):
         smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
         return ink_on_background(smooth, estimate_background(smooth, dark), dark)
 
     return (
         on_flat,
-        on_uneven,
+        lambda: on_uneven(dark),
+        lambda: on_uneven(not dark),
         lambda: ink_as_brightness(rgb, not dark),
-        lambda: remove_rulings(on_uneven() if flat is None else on_flat()),
+        lambda: remove_rulings(on_uneven(dark) if flat is None else on_flat()),
     )
 
 
