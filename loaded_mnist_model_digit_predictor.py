@@ -114,10 +114,10 @@ CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a
 FRAMED_HEIGHT = 0.4  # of a region's height: and no digit itself, if what is in it is so tall
 LEAST_EXPLAINED = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
-# Doubt: a reading is marked as uncertain where confidence * sqrt(share explained) is less than
-CERTAIN = 1.33  # for a digit alone: sqrt(confidence) times the spread of its log-probabilities,
-CERTAIN_NUMBER = 0.74  # for several: geometric mean less their costs; a 1 explains less, as above
-LATER_FACTOR = 0.9  # times the confidence, where the interpretation is none of the first two
+# Doubt: a reading is marked as uncertain where certainty * sqrt(share explained) is less than
+CERTAIN = 1.33  # for a digit alone: sqrt(confidence) * spread of the log-probabilities, in nats;
+CERTAIN_NUMBER = 0.74  # for several: mean confidence less the costs; a 1 explains less, as above
+LATER_FACTOR = 0.9  # times the certainty, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
 
 KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
@@ -1377,8 +1377,9 @@ def mark_uncertain(digits, explained, interpretation):
     """Mark the digits that may be something else; all of them where the image is no number.
 
     A letter, a face or a pattern leaves the network unsure, or much unexplained, or is
-    only seen as a digit in an interpretation that is seldom the right one. Even if it looks
-    like one digit more than the others, it has been trained to look like all others alike.
+    only seen as a digit in an interpretation that is seldom the right one. Outlier exposure
+    has taught the network to give it ten log-probabilities that lie close together: the
+    other nine still do where it looks like one digit.
     """
     if len(digits) == 1:  # an odd shape is no doubt where the network has none
         spread = np.log(np.maximum(digits[0].probabilities, 1e-9)).std()
