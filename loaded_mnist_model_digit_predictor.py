@@ -1026,12 +1026,14 @@ def segmentation_lattice(region):
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
     costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
     column, area, edges = np.arange(region.width), int(region.mask.sum()), []
+    leftmost, rightmost, widest = cuts.min(axis=1), cuts.max(axis=1), 1.1 * region.height
     for first, last in itertools.combinations(range(count + 1), 2):
-        if last - first == count:
+        # Of a long region, most ways are too wide: told before their pixels are touched.
+        if last - first == count or leftmost[last] - rightmost[first] - 1 > widest:
             continue
         mask = region.mask & (column >= cuts[first][:, None]) & (column < cuts[last][:, None])
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows) < max(1, 0.4 * region.height) or np.ptp(columns) > 1.1 * region.height:
+        if len(rows) < max(1, 0.4 * region.height) or np.ptp(columns) > widest:
             continue
         (top, left), (bottom, right) = (rows[0], columns[0]), (rows[-1] + 1, columns[-1] + 1)
         box = (region.left + left, region.top + top, region.left + right, region.top + bottom)
