@@ -565,6 +565,7 @@ def random_blur(images, seed):
     import tensorflow as tf
 
     shape = [tf.shape(images)[0], 1, 1]
+    # Of a uniform number from there to 1, BLURRED is the share above 0.
     share = tf.nn.relu(tf.random.stateless_uniform(shape, seed, 1 - 1 / BLURRED, 1.0))
     smooth = tf.nn.avg_pool2d(images[..., None], 3, 1, "SAME")[..., 0]
     return images + share * (smooth - images)

@@ -86,10 +86,8 @@ def on_paper(random, ink):
     return photographed(inked(PAPER, ink, PEN), random)
 
 
-def one_line(random, text, **style):
-    ink = written(random, text, **style)
-    size = ink.shape[1] + 60, len(ink) + 60
-    return on_paper(random, placed(ink, size, (30, 30)))
+def with_margin(random, ink):
+    return on_paper(random, placed(ink, (ink.shape[1] + 60, len(ink) + 60), (30, 30)))
 
 
 # --- Kinds of numbers -----------------------------------------------------------
@@ -100,7 +98,7 @@ def line_of(least=3, most=7, zeros="", inverted=False, **style):
 
     def kind(random):
         text = zeros + some_text(random, least, most)
-        picture = one_line(random, text, **style)
+        picture = with_margin(random, written(random, text, **style))
         return 255 - picture if inverted else picture, text
 
     return kind
@@ -136,7 +134,7 @@ def low_resolution(random):
     return on_paper(random, small), "\n".join(texts)
 
 
-def skipped(random):
+def gapped(random):
     """Return a number of which the pen has left out some ink, a gap of 3 pixels through a digit."""
     text = "".join(map(str, random.choice([0, 2, 3, 4, 5, 6, 7, 8, 9], size=4)))
     ink = written(random, text)
@@ -145,7 +143,7 @@ def skipped(random):
     across, down = int(20 * np.cos(angle)), int(20 * np.sin(angle))
     ends = (int(x) - across, int(y) - down), (int(x) + across, int(y) + down)
     cv2.line(ink, *ends, 0, 3)
-    return on_paper(random, placed(ink, (ink.shape[1] + 60, len(ink) + 60), (30, 30))), text
+    return with_margin(random, ink), text
 
 
 KINDS = {  # and the share to be read exactly, at least
@@ -160,7 +158,7 @@ KINDS = {  # and the share to be read exactly, at least
     "on ruled paper": (0.85, lines_of(2, height=44, leading=80, rulings=True)),
     "white on black": (0.9, line_of(inverted=True)),
     "low resolution": (0.95, low_resolution),
-    "with a gap in a digit": (0.7, skipped),
+    "with a gap in a digit": (0.7, gapped),
 }
 
 
@@ -219,7 +217,7 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
 def test_one_gives_exactly_one_digit(text):
     random = np.random.default_rng(40)
     for _ in range(5):
-        picture = one_line(random, text)
+        picture = with_margin(random, written(random, text))
         [[digit]] = lines_in(picture, one=True)
         left, top, right, bottom = digit.box
         assert (picture[top:bottom, left:right] < 140).all(axis=2).any()
