@@ -377,16 +377,15 @@ def lay_on_paper(image):
 # --- From pixels to ink ----------------------------------------------------
 
 
-def resized(image, height, width, method=cv2.INTER_AREA):
-    """Return image resized to at least one pixel a side."""
-    return cv2.resize(image, (max(1, round(width)), max(1, round(height))), interpolation=method)
+def resized(image, factor, method=cv2.INTER_AREA):
+    """Return image resized by a factor, to at least one pixel a side."""
+    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=method)
 
 
 def at_background_side(rgb):
     """Return rgb with its longer side at BACKGROUND_SIDE."""
-    height, width = rgb.shape[:2]
-    factor = BACKGROUND_SIDE / max(height, width)
-    return resized(rgb, height * factor, width * factor)
+    return resized(rgb, BACKGROUND_SIDE / max(rgb.shape[:2]))
 
 
 def ink_is_dark(rgb):
@@ -411,7 +410,7 @@ def estimate_background(rgb, dark):
     background = cv2.morphologyEx(framed, cv2.MORPH_CLOSE if dark else cv2.MORPH_OPEN, disc)
     inwards = cv2.erode if dark else cv2.dilate  # or a sheet's own edge would leave a line of ink
     background = inwards(background, np.ones((3, 3), np.uint8))[pen:-pen, pen:-pen]
-    return resized(background, *rgb.shape[:2], cv2.INTER_LINEAR).astype(np.float32)
+    return cv2.resize(background, rgb.shape[1::-1]).astype(np.float32)
 
 
 def flat_background(rgb):
@@ -481,30 +480,22 @@ def remove_rulings(ink):
 
 
 def interpretations(rgb):
-    """Return functions that make maps of ink, or None where there is no such map.
+    """Yield maps of ink, each made when it is asked for, or None where there is no such map.
 
     A map is float32 (height, width), positive on what may be ink. The likeliest come first:
     the distance from a flat background, or from an estimated one; the same for ink of the
     other polarity; its bare brightness, which knows nothing of paper; and without rulings.
     """
     flat, dark = flat_background(rgb), ink_is_dark(rgb)
-
-    @functools.cache  # the last map is made of one of the first two
-    def on_flat():
-        return None if flat is None else ink_on_background(rgb, flat, dark)
-
-    @functools.cache
-    def on_uneven(dark):
-        smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
-        return ink_on_background(smooth, estimate_background(smooth, dark), dark)
-
-    return (
-        on_flat,
-        lambda: on_uneven(dark),
-        lambda: on_uneven(not dark),
-        lambda: ink_as_brightness(rgb, not dark),
-        lambda: remove_rulings(on_uneven(dark) if flat is None else on_flat()),
-    )
+    likeliest = None if flat is None else ink_on_background(rgb, flat, dark)
+    yield likeliest
+    smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
+    for polarity in (dark, not dark):
+        ink = ink_on_background(smooth, estimate_background(smooth, polarity), polarity)
+        likeliest = ink if likeliest is None else likeliest
+        yield ink
+    yield ink_as_brightness(rgb, not dark)
+    yield remove_rulings(likeliest)
 
 
 def edge_energy(rgb):
@@ -559,10 +550,6 @@ class Region:
         return max(self.width, self.height)
 
     @property
-    def centre(self):
-        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
-
-    @property
     def digit(self):
         """The likeliest digit, None where the network was not asked."""
         return None if self.probabilities is None else int(self.probabilities.argmax())
@@ -601,8 +588,8 @@ def component_tree(ink, energy):
     They form a tree by their boxes, since what is connected at one level is connected at all
     lower ones: the extremal regions of Neumann and Matas (2012), at a few levels.
     """
-    height, width = ink.shape
-    small = resized(ink, height // 4, width // 4)
+    size = [max(1, side // 4) for side in ink.shape[::-1]]
+    small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA)
     rank = min(12, small.size)  # the twelfth largest, so that one speck sets no standard
     strongest = np.partition(small.ravel(), -rank)[-rank]
     speck = max(4, SPECK * max(ink.shape))
@@ -628,28 +615,22 @@ def component_tree(ink, energy):
 
 def measure(region, ink, energy):
     """Fill in a region's paper, contrast, mass and cutoff, and return it."""
-    height, width = ink.shape
-    reach = 2 + region.length // 12
-    left, top = max(0, region.left - reach), max(0, region.top - reach)
-    right, bottom = min(width, region.right + reach), min(height, region.bottom + reach)
-    mask = np.zeros((bottom - top, right - left), np.uint8)
-    y, x = region.top - top, region.left - left
-    mask[y : y + region.height, x : x + region.width] = region.mask
-    pixels = ink[top:bottom, left:right]
+    (height, width), reach = ink.shape, 2 + region.length // 12
+    rooms = region.top, height - region.bottom, region.left, width - region.right
+    margins = [min(reach, room) for room in rooms]
+    mask = cv2.copyMakeBorder(region.mask.astype(np.uint8), *margins, cv2.BORDER_CONSTANT)
+    top, left = region.top - margins[0], region.left - margins[2]
+    around = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
     near = cv2.dilate(mask, np.ones((5, 5), np.uint8))
-    ring = pixels[cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) > near]
-    inked = pixels[mask > 0]
+    ring = ink[around][cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) > near]
+    inked = ink[around][mask > 0]
     region.paper = quantile(ring, 0.5) if len(ring) else 0.0
     # What is joined may stand out by none.
     region.contrast = max(1e-6, quantile(inked, 0.75) - region.paper)
-    region.mass = 1e-6 + float(energy[top:bottom, left:right][near > 0].sum())
-    borders = (
-        region.mask[:, 0] * (region.left == 0),
-        region.mask[0] * (region.top == 0),
-        region.mask[:, -1] * (region.right == width),
-        region.mask[-1] * (region.bottom == height),
-    )
-    region.cutoff = max(int(border.sum()) for border in borders) / region.length
+    region.mass = 1e-6 + float(energy[around][near > 0].sum())
+    sides = region.mask[0], region.mask[-1], region.mask[:, 0], region.mask[:, -1]
+    cut = [int(side.sum()) for side, room in zip(sides, rooms, strict=True) if not room]
+    region.cutoff = max(cut, default=0) / region.length
     return region
 
 
@@ -681,19 +662,15 @@ def normalize_digit(region, ink):
     if factor < 1:  # keep hairlines from fading when they are shrunk
         pixels = cv2.dilate(pixels, np.ones([int(np.ceil(1 / factor))] * 2, np.uint8))
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    pixels = resized(pixels, region.height * factor, region.width * factor, method)
-    pixels = set_stroke_width(pixels)
+    pixels = set_stroke_width(resized(pixels, factor, method))
     rows, columns = np.flatnonzero((pixels > 0.3).any(1)), np.flatnonzero((pixels > 0.3).any(0))
     if len(rows):
         pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    factor = 20 / max(pixels.shape)
-    pixels = resized(pixels, pixels.shape[0] * factor, pixels.shape[1] * factor)
-    height, width = pixels.shape
-    mass = max(float(pixels.sum()), 1e-6)
-    down = (pixels.sum(axis=1) @ (np.arange(height) + 0.5)) / mass
-    across = (pixels.sum(axis=0) @ (np.arange(width) + 0.5)) / mass
-    top = int(np.clip(round(14 - down), 0, 28 - height))
-    left = int(np.clip(round(14 - across), 0, 28 - width))
+    pixels = resized(pixels, 20 / max(pixels.shape))
+    (height, width), moments = pixels.shape, cv2.moments(pixels)
+    mass = max(moments["m00"], 1e-6)
+    top = int(np.clip(round(13.5 - moments["m01"] / mass), 0, 28 - height))
+    left = int(np.clip(round(13.5 - moments["m10"] / mass), 0, 28 - width))
     glyph = np.zeros((28, 28), np.float32)
     glyph[top : top + height, left : left + width] = np.clip(pixels, 0, 1)
     return glyph
@@ -944,10 +921,8 @@ def containment(outer, inner, clearance=0.0):
 
     clearance is how far inside it has to lie, as a share of inner's length.
     """
-    big, small = (
-        np.array([(r.left, r.top, -r.right, -r.bottom) for r in regions]).reshape(-1, 4)
-        for regions in (outer, inner)
-    )
+    boxes = [np.reshape([r.box for r in regions], (-1, 4)) for regions in (outer, inner)]
+    big, small = (box * [1, 1, -1, -1] for box in boxes)
     distance = clearance * np.array([r.length for r in inner])
     return (big[:, None] <= small - distance[:, None]).all(axis=2)
 
@@ -960,18 +935,9 @@ def outermost(regions):
 
 def find_standard(regions):
     """Return that of regions which most are like in length and contrast, by their evidence."""
-    length, contrast, evidence = np.array([(r.length, r.contrast, r.evidence) for r in regions]).T
-    alike = np.ones((len(regions),) * 2, bool)
-    for values in (length, contrast):
-        ratio = values / values[:, None]
-        alike &= np.maximum(ratio, ratio.T) < ALIKE
-    return regions[int((alike @ evidence).argmax())]
-
-
-def is_frame(region, digits):
-    """Tell whether a region lies all around digits, which are not too small for it."""
-    tall = min(d.height for d in digits) >= FRAMED_HEIGHT * region.height
-    return tall and containment([region], digits, CLEARANCE).all()
+    sizes = np.array([(r.length, r.contrast) for r in regions])
+    no_larger = (sizes / sizes[:, None] < ALIKE).all(axis=2)
+    return regions[((no_larger & no_larger.T) @ [r.evidence for r in regions]).argmax()]
 
 
 def best_cover(regions, cuts):
@@ -986,7 +952,8 @@ def best_cover(regions, cuts):
     inside = [(0.0, [])] * (len(regions) + 1)
     for index, (region, parent) in enumerate(zip(regions, parents, strict=True)):
         gain, digits = inside[index]
-        if digits and is_frame(region, digits):
+        tall = digits and min(d.height for d in digits) >= FRAMED_HEIGHT * region.height
+        if tall and containment([region], digits, CLEARANCE).all():
             gain *= region.mass / sum(d.mass for d in digits)
         ways = (gain, digits), (region.gain, [region]), cuts.get(region, (0.0, []))
         gain, digits = max(ways, key=lambda way: way[0])
@@ -1148,18 +1115,15 @@ def in_context(digits):
 # --- Lines -----------------------------------------------------------------
 
 
-def slope_of(regions, height):
-    """Return the angle in radians, up to 42 degrees, at which regions best fall into lines."""
-    if len(regions) < 4:
+def slope_of(centres, height):
+    """Return the angle in radians, up to 42 degrees, at which centres best fall into lines."""
+    if len(centres) < 4:
         return 0.0
-    x, y = np.array([r.centre for r in regions]).T
-    best = (-np.inf, 0.0)
-    for degrees in range(-42, 43, 2):
-        angle = np.radians(degrees)
-        rows = np.sort(np.cos(angle) * y - np.sin(angle) * x)
-        score = -np.minimum(np.diff(rows) / height, 1).sum() - 0.02 * abs(degrees)
-        best = max(best, (score, angle))
-    return best[1]
+    (x, y), degrees = centres.T, np.arange(42, -43, -2)
+    angles = np.radians(degrees)
+    rows = np.sort(np.outer(np.cos(angles), y) - np.outer(np.sin(angles), x))
+    spread = np.minimum(np.diff(rows) / height, 1).sum(axis=1) + 0.02 * abs(degrees)
+    return angles[spread.argmin()]
 
 
 def group_lines(regions):
@@ -1168,35 +1132,28 @@ def group_lines(regions):
     Lines that explain little beside the best one are left out: marks, and no numbers.
     """
     height = float(np.median([r.height for r in regions]))
-    angle = slope_of(regions, height)
-
-    def turned(region):
-        x, y = region.centre
-        return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-
+    centres = np.array([(r.left + r.right, r.top + r.bottom) for r in regions]) / 2
+    angle = slope_of(centres, height)
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = dict(zip(regions, centres @ [[cos, -sin], [sin, cos]], strict=True))
     lines = []
-    for region in sorted(regions, key=lambda r: turned(r)[0]):
-        x, y = turned(region)
-        nearest = []
+    for region in sorted(regions, key=lambda r: turned[r][0]):
+        (x, y), away = turned[region], []
         for line in lines:  # a line is followed by its last digits, wherever it bends
             last = line[-4:]
-            xs, ys = np.array([turned(r) for r in last]).T
-            level = ys[-3:].mean()
-            away = abs(y - level)
-            if len(last) > 1:
-                slant = np.clip((ys[-1] - ys[0]) / max(xs[-1] - xs[0], height), -0.2, 0.2)
-                away = min(away, abs(y - level - slant * (x - xs[-3:].mean())))
-            away /= max(np.median([r.height for r in last]), 0.6 * region.height)
-            if away < 0.62:
-                nearest.append((away, len(nearest), line))
-        if nearest:
-            min(nearest)[2].append(region)
+            xs, ys = np.array([turned[r] for r in last]).T
+            slant = np.clip((ys[-1] - ys[0]) / max(xs[-1] - xs[0], height), -0.2, 0.2)
+            off = y - ys[-3:].mean()
+            off = min(abs(off), abs(off - slant * (x - xs[-3:].mean())))
+            away.append(off / max(np.median([r.height for r in last]), 0.6 * region.height))
+        if min(away, default=1) < 0.62:
+            lines[np.argmin(away)].append(region)
         else:
             lines.append([region])
     gains = [sum(r.gain for r in line) for line in lines]
     least = LINE_SHARE * max(gains)
     lines = [line for line, gain in zip(lines, gains, strict=True) if gain >= least]
-    return sorted(lines, key=lambda line: np.mean([turned(r)[1] for r in line]))
+    return sorted(lines, key=lambda line: np.mean([turned[r][1] for r in line]))
 
 
 # --- Reading ---------------------------------------------------------------
@@ -1222,17 +1179,12 @@ class Reading:
     @property
     def quality(self):
         """The share of what there was to explain that the digits explain, in [0, 1]."""
-        return sum(digit.gain for digit in self.digits) / max(self.mass, 1e-6)
+        return sum(digit.gain for digit in self.digits) / self.mass
 
     @property
     def rank(self):
         """What decides between interpretations."""
         return self.evidence * self.quality
-
-    @property
-    def explained(self):
-        """The share that speaks for the reading: of one digit all, of several 1s' less."""
-        return self.quality if len(self.digits) == 1 else self.evidence / max(self.mass, 1e-6)
 
     def box(self, region):
         """Return a region's box (left, top, right, bottom) in pixels of the original."""
@@ -1243,11 +1195,6 @@ class Reading:
         elif self.quarters == 3:
             left, top, right, bottom = top, height - right, bottom, height - left
         return tuple(round(float(edge) * self.scale) for edge in (left, top, right, bottom))
-
-
-def digits_of(lines):
-    """Return the digits of all lines in one list."""
-    return [digit for line in lines for digit in line]
 
 
 def mass_to_explain(regions, digits):
@@ -1295,7 +1242,7 @@ def read_ink(ink, energy, network, one):
             digits = [whole]
     unframed = mass_to_explain(everything, digits)
     total = float(energy.sum()) * min(1.0, unframed / max(mass, 1e-6))
-    return Reading(digits, max(unframed, LEAST_EXPLAINED * total), len(roots))
+    return Reading(digits, max(unframed, LEAST_EXPLAINED * total, 1e-6), len(roots))
 
 
 def read_pixels(rgb, network, one, only=None):
@@ -1305,27 +1252,25 @@ def read_pixels(rgb, network, one, only=None):
     the likeliest map is read turned by a quarter, too: at least three digits besides 1s, into
     which lines turn, so that no 6 becomes a 9.
     """
-    energy, best = edge_energy(rgb), Reading([])
+    energy, best, first = edge_energy(rgb), Reading([]), None
     if not energy.any():  # blank
         return best
-    likeliest, first, several = None, 0, False
-    for number, make_ink in enumerate(interpretations(rgb)):
-        ink = make_ink() if only in (None, number) else None
-        if ink is None:
+    for number, ink in enumerate(interpretations(rgb)):
+        if ink is None or only not in (None, number):
             continue
         reading = read_ink(ink, energy, network, one)
         reading.interpretation = number
-        if likeliest is None:
-            likeliest, first, several = ink, number, reading.candidates > 2
+        if first is None:
+            likeliest, first = ink, reading
         if reading.rank > best.rank:
             best = reading
-        if best.quality > STOP:
+        if best.quality > STOP or number == only:
             break
-    if several and not one and best.evidence < STOP * best.mass:
+    if first and first.candidates > 2 and not one and best.evidence < STOP * best.mass:
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
-            reading.interpretation, reading.quarters = first, quarters
+            reading.interpretation, reading.quarters = first.interpretation, quarters
             if sum(d.digit != 1 for d in reading.digits) > 2 and reading.rank > best.rank:
                 best = reading
     best.shape = rgb.shape[:2]
@@ -1358,19 +1303,17 @@ def read_in_size(rgb, network, one):
     longer, only, quick = max(height, width), None, Reading([])
     shrink = -(-longer // QUICK_SIDE)
     if shrink > 1:
-        rows, columns = max(1, height // shrink), max(1, width // shrink)
-        small = resized(rgb[: rows * shrink, : columns * shrink], rows, columns)
+        rows, columns = max(1, height // shrink) * shrink, max(1, width // shrink) * shrink
+        small = resized(rgb[:rows, :columns], 1 / shrink)
         quick = read_pixels(small, network, one)
         quick.scale = shrink
         if quick.digits and np.median([d.length for d in quick.digits]) >= LARGE_DIGIT:
             return quick
         if quick.digits and not quick.quarters:
             only = quick.interpretation
-    factor = max(1, -(-SMALL_SIDE // longer))
-    if factor > 1:
-        method = cv2.INTER_LINEAR if longer > TINY_SIDE else cv2.INTER_NEAREST
-        rgb = resized(rgb, height * factor, width * factor, method)
-    reading = read_pixels(rgb, network, one, only)
+    factor = -(-SMALL_SIDE // longer)
+    method = cv2.INTER_LINEAR if longer > TINY_SIDE else cv2.INTER_NEAREST
+    reading = read_pixels(resized(rgb, factor, method), network, one, only)
     reading.scale = 1 / factor
     return reading if reading.digits else quick
 
@@ -1412,8 +1355,9 @@ def read_digits(rgb, network, scale=1.0, one=False):
         raise ImageError("no digit found")
     reading.scale *= scale
     lines = group_lines(reading.digits)
-    digits = digits_of(lines)
-    explained = reading.explained  # by the view that was chosen, before it is a mean over views
+    digits = list(itertools.chain(*lines))
+    # By the view that was chosen, before it is a mean over views; of several 1s, less counts.
+    explained = reading.quality if len(reading.digits) == 1 else reading.evidence / reading.mass
     views = np.concatenate([rotated_views(digit.glyph) for digit in digits])
     for digit, answers in zip(digits, np.split(network(views), len(digits)), strict=True):
         digit.probabilities = answers.mean(axis=0)  # test-time augmentation
@@ -1437,7 +1381,7 @@ def as_json(answer, top=None):
     if answer.error:
         return json.dumps({"image": answer.name, "error": answer.error})
     digits = []
-    for digit in digits_of(answer.lines):
+    for digit in itertools.chain(*answer.lines):
         probabilities = [round(float(p), 6) for p in digit.probabilities]
         told = {
             "digit": digit.digit,
@@ -1462,7 +1406,7 @@ def as_text(answer, top=None, width=0):
     name = printable(answer.name).ljust(width)
     if answer.error:
         return f"{name}  {answer.error}"
-    digits = digits_of(answer.lines)
+    digits = list(itertools.chain(*answer.lines))
     lowest = min(digits, key=lambda digit: digit.confidence)
     sure = f"{lowest.confidence:6.1%}" if len(digits) == 1 else f"  lowest {lowest.confidence:.1%}"
     if lowest.uncertain:
@@ -1483,7 +1427,7 @@ def draw_answers(figure, answers):
     figure.set(size_inches=(10, 2.9 * len(answers)), layout_engine="constrained")
     rows = figure.subplots(len(answers), 3, squeeze=False, width_ratios=(3, 2, 3))
     for (picture, seen, bars), answer in zip(rows, answers, strict=True):
-        digits = digits_of(answer.lines)
+        digits = list(itertools.chain(*answer.lines))
         colours = ["tab:orange" if digit.uncertain else "tab:green" for digit in digits]
         title = printable(os.path.basename(answer.name) or answer.name)
         if len(answer.lines) == 1:

@@ -201,7 +201,7 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
         picture = on_paper(random, placed(ink, size, random=random))
         turned = lines_in(np.rot90(picture, number % 2 * 2 + 1).copy())
         right[number % 2] += predictor.text_of(turned) == text
-        for digit in predictor.digits_of(turned):
+        for digit in itertools.chain(*turned):
             left, top, right_edge, bottom = digit.box
             assert 0 <= left < right_edge <= picture.shape[0]
             assert 0 <= top < bottom <= picture.shape[1]

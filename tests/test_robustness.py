@@ -304,7 +304,7 @@ def assert_read(rgb, scale=1.0):
         assert str(error)
         return
     assert lines and all(lines)
-    for found in predictor.digits_of(lines):
+    for found in itertools.chain(*lines):
         assert found.glyph.dtype == np.float32 and found.glyph.shape == (28, 28)
         assert found.glyph.min() >= 0 and found.glyph.max() <= 1
         assert found.probabilities.shape == (10,)
