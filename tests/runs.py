@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,10 +141,10 @@ history = {key: [0.5, 0.6] for key in ("accuracy", "loss", "val_accuracy", "val_
 train, write_all = script.train, script.write_all
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-def write_all_on_a_small_disk(writers):
+def write_all_on_a_small_disk(*arguments):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        write_all(writers)
+        write_all(*arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
@@ -179,7 +180,7 @@ def save_for_ever(model, size):
     """Write files of one letter, another one each time, as the script saves its own."""
     for number in itertools.count(os.urandom(1)[0]):
         write = functools.partial(Path.write_bytes, data=bytes([number % 256]) * size)
-        script.write_all({model.with_name("metrics.json"): write, model: write})
+        script.write_all(model.parent, {"metrics.json": write, model.name: write})
 
 
 def kill_writers(folder, times, size):
@@ -200,7 +201,7 @@ def kill_writers(folder, times, size):
         whole = len(content) == size == content.count(content[:1])
         found.append((whole, content[:1], len(rubbish)))
         for path in rubbish:
-            path.unlink()
+            shutil.rmtree(path)
     return found
 
 
