@@ -586,7 +586,7 @@ def outlier_bank(images, labels, seed):
         canvas = Image.new("L", (CANVAS, CANVAS))
         kind, some = random.integers(len(kinds)), random.integers(len(images), size=2)
         there = kinds[kind](ImageDraw.Draw(canvas), random, images[some], labels[some])
-        if canvas.getbbox() is None:  # a blank glyph
+        if canvas.getbbox() is None:  # a blank glyph, or strokes beside the canvas
             continue
         bank.append(normalize(canvas))
         target = np.isin(range(10), [] if there is None else there) * STILL_THERE
@@ -701,12 +701,36 @@ def draw_framed(draw, random, images, labels):
             draw.line((x + tilt, 0, x - tilt, CANVAS), 255, width)
 
 
-OUTLIER_KINDS = {  # and how many of 19
+def draw_strokes(draw, random, images, labels):
+    """Draw a doodle of one stroke, or two or three that run out of the frame."""
+    count = random.integers(1, 4)
+    beyond, corners = (0, (4, 8)) if count == 1 else (0.75 * CANVAS, (2, 4))
+    for _ in range(count):
+        points = random.uniform(-beyond, CANVAS + beyond, (random.integers(*corners), 2))
+        draw.line(points.ravel().tolist(), 255, int(random.integers(4, 16)), "curve")
+
+
+def draw_shape(draw, random, images, labels):
+    """Draw a triangle to pentagon, regular or not, filled or as an outline: never a 0."""
+    corners, start = random.integers(3, 6), random.uniform(0, 2 * math.pi)
+    angles = start + np.arange(corners) * 2 * math.pi / corners
+    radii = random.uniform(random.choice([0.3, 1.0]), 1.0, corners)
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
+    points = (CANVAS * (0.5 + 0.45 * random.uniform(0.5, 1, 2) * points)).ravel().tolist()
+    if random.random() < 0.4:
+        draw.polygon(points, 255)
+    else:
+        draw.line([*points, *points[:4]], 255, int(random.integers(4, 12)), "curve")
+
+
+OUTLIER_KINDS = {  # and how many of 22
     draw_letter: 4,
     draw_glyph: 3,
     draw_pair: 5,
     draw_half: 2,
     draw_framed: 5,
+    draw_strokes: 2,
+    draw_shape: 1,
 }
 
 
