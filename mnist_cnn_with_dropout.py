@@ -235,14 +235,14 @@ def build_optimizer(model, learning_rate):
         def zeropower_via_newtonschulz5(self, x, steps):
             """Iterate on each block's small x^T x, whose polynomial makes all of Keras' steps."""
             width = math.gcd(x.shape[1], MUON_BLOCK)
-            x = ops.transpose(ops.reshape(x, (x.shape[0], -1, width)), (1, 0, 2))
-            x /= ops.norm(x, axis=(1, 2), keepdims=True) + 1e-7
-            gram, product = ops.transpose(x, (0, 2, 1)) @ x, ops.eye(width)
+            blocks = ops.transpose(ops.reshape(x, (x.shape[0], -1, width)), (1, 0, 2))
+            blocks /= ops.norm(blocks, axis=(1, 2), keepdims=True) + 1e-7
+            gram = ops.transpose(blocks, (0, 2, 1)) @ blocks
+            product = identity = ops.eye(width)
             for _ in range(steps):
-                factor = self.muon_a * ops.eye(width) + self.muon_b * gram
-                factor += self.muon_c * gram @ gram
+                factor = self.muon_a * identity + self.muon_b * gram + self.muon_c * gram @ gram
                 gram, product = factor @ gram @ factor, product @ factor
-            return ops.reshape(ops.transpose(x @ product, (1, 0, 2)), (x.shape[1], -1))
+            return ops.reshape(ops.transpose(blocks @ product, (1, 0, 2)), x.shape)
 
     optimizer = Muon(
         learning_rate,
