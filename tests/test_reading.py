@@ -115,6 +115,16 @@ def on_a_desk(random, digit):
     return photographed(desk, random)
 
 
+def on_a_disc(random, digit):
+    """A light digit on a dark disc, as on a button."""
+    ink = placed(drawn(digit, 70), SIZE, (150, 90))
+    left, top, right, bottom, _ = frame_of(ink, random)
+    centre, radius = ((left + right) // 2, (top + bottom) // 2), (bottom - top) // 2
+    disc = cv2.circle(np.zeros_like(ink), centre, radius, 1.0, -1)
+    dark = inked(WHITE, disc, random.uniform(0, 150, 3))
+    return photographed(inked(dark, ink, WHITE), random)
+
+
 def transparent(colour):
     """Return a scene of a colour on nothing at all, as drawing programs save it."""
 
@@ -169,6 +179,7 @@ SCENES = {  # and the share of digits to be read, at least
     "transparent, white": (0.93, transparent(WHITE)),
     "circled": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
     "underlined twice": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
+    "on a disc": (0.65, on_a_disc),
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
 }
 
