@@ -207,14 +207,15 @@ def test_single_digit_stays_single_wherever_it_is(readings):
     assert len(several) <= 5, several
 
 
-@pytest.mark.parametrize("shift, lost", [(0, 0.001), (2, 0.002)], ids=["as they are", "shifted"])
-def test_mnist_files_lose_little_on_their_way_to_the_network(shift, lost):
-    images, labels = (array[::10] for array in mnist())
+@pytest.mark.parametrize("shift, step", [(0, 10), (2, 20)], ids=["as they are", "shifted"])
+def test_mnist_files_lose_little_on_their_way_to_the_network(shift, step):
+    images, labels = (array[::step] for array in mnist())
     directly = network()(images / np.float32(255)).argmax(axis=1) == labels
     images = np.roll(images, (shift, -shift), axis=(1, 2))  # not centred as MNIST's are
     files = [(as_file(image), str(label)) for image, label in zip(images, labels, strict=True)]
     share, wrong = share_read(files)
-    assert share >= directly.mean() - lost, wrong
+    lost = 1 if shift else 0  # images, at most
+    assert share >= directly.mean() - (lost + 0.5) / len(images), wrong
 
 
 @pytest.mark.parametrize("sides", [(0,), (1, 2), (0, 1, 2, 3)], ids=str)
