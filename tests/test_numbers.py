@@ -157,7 +157,7 @@ KINDS = {  # and the share to be read exactly, at least
     "three lines": (0.93, lines_of(3, height=40, leading=70)),
     "on ruled paper": (0.85, lines_of(2, height=44, leading=80, rulings=True)),
     "white on black": (0.9, line_of(inverted=True)),
-    "low resolution": (0.8, low_resolution),
+    "low resolution": (0.85, low_resolution),
     "with a gap in a digit": (0.7, gapped),
 }
 

@@ -179,7 +179,7 @@ SCENES = {  # and the share of digits to be read, at least
     "transparent, white": (0.93, transparent(WHITE)),
     "circled": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
     "underlined twice": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
-    "on a disc": (0.65, on_a_disc),
+    "on a disc": (0.75, on_a_disc),
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
 }
 
@@ -207,15 +207,14 @@ def test_single_digit_stays_single_wherever_it_is(readings):
     assert len(several) <= 5, several
 
 
-@pytest.mark.parametrize("shift, step", [(0, 10), (2, 20)], ids=["as they are", "shifted"])
-def test_mnist_files_lose_little_on_their_way_to_the_network(shift, step):
-    images, labels = (array[::step] for array in mnist())
+@pytest.mark.parametrize("shift, lost", [(0, 0.001), (2, 0.002)], ids=["as they are", "shifted"])
+def test_mnist_files_lose_little_on_their_way_to_the_network(shift, lost):
+    images, labels = (array[::10] for array in mnist())
     directly = network()(images / np.float32(255)).argmax(axis=1) == labels
     images = np.roll(images, (shift, -shift), axis=(1, 2))  # not centred as MNIST's are
     files = [(as_file(image), str(label)) for image, label in zip(images, labels, strict=True)]
     share, wrong = share_read(files)
-    lost = 1 if shift else 0  # images, at most
-    assert share >= directly.mean() - (lost + 0.5) / len(images), wrong
+    assert share >= directly.mean() - lost, wrong
 
 
 @pytest.mark.parametrize("sides", [(0,), (1, 2), (0, 1, 2, 3)], ids=str)
