@@ -1469,16 +1469,16 @@ def draw_answers(figure, answers):
 
 def save_plot(path, answers):
     """Write the picture of draw_answers to path, whole or not at all; raise OSError."""
+    import tempfile
+
     from matplotlib.figure import Figure
 
     figure = Figure()  # needs no display
     draw_answers(figure, answers)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        temporary = Path(folder, path.name)
         figure.savefig(temporary, dpi=100)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def show_plot(answers):

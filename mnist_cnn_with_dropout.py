@@ -703,8 +703,9 @@ def draw_framed(draw, random, images, labels):
         left = int((CANVAS - side) / 2 + random.uniform(-8, 8))
         paste_digit(draw, images[0], left, side, pen)
     if random.random() < 0.3:  # a piece of that, such as the reader cuts
-        cut, left = random.uniform(0.3, 0.7) * CANVAS, random.random() < 0.5
-        draw.rectangle((0, 0, cut, CANVAS) if left else (cut, 0, CANVAS, CANVAS), 0)
+        cut = random.uniform(0.3, 0.7) * CANVAS
+        start, end = (0, cut) if random.random() < 0.5 else (cut, CANVAS)
+        draw.rectangle((start, 0, end, CANVAS), 0)
 
 
 def draw_strokes(draw, random, images, labels):
