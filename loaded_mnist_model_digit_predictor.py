@@ -102,7 +102,7 @@ PIECE_WIDTH = 0.22  # of the height: the width of the pieces into which a region
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
-MAX_PAIRS = 12  # of regions tried as one digit
+MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
 KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
 KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
 SHORT_BAR = 0.4  # of the standard's length: a bar that is shorter is a dash and no 1
@@ -634,15 +634,15 @@ def measure(region, ink, energy):
     return region
 
 
-def join(regions, ink, energy):
-    """Return one Region that holds the ink and the mass of all, at the cost of joining them."""
-    left, top = min(r.left for r in regions), min(r.top for r in regions)
-    right, bottom = max(r.right for r in regions), max(r.bottom for r in regions)
+def join(a, b, ink, energy):
+    """Return one Region that holds the ink and the mass of two, at the cost of joining them."""
+    left, top = min(a.left, b.left), min(a.top, b.top)
+    right, bottom = max(a.right, b.right), max(a.bottom, b.bottom)
     mask = np.zeros((bottom - top, right - left), bool)
-    for r in regions:
+    for r in (a, b):
         mask[r.top - top : r.bottom - top, r.left - left : r.right - left] |= r.mask
     whole = measure(Region(left, top, right, bottom, mask), ink, energy)
-    whole.mass, whole.cost = sum(r.mass for r in regions), JOIN_COST
+    whole.mass, whole.cost = a.mass + b.mass, JOIN_COST
     return whole
 
 
@@ -1024,22 +1024,18 @@ def viterbi(edges, count):
 def segment_touching(regions, digits, ink, network):
     """Return (gain, digits) by region for those of regions that may be digits grown together.
 
-    digits is what best_cover has read without that: a region may be cut where the network
-    is less sure of it than it could be of two digits, and has seen no sure digit inside; its
-    digits count only if they explain most of it.
+    digits is what best_cover has read without that. The largest regions are tried that are wide
+    enough, of the digits' size, and have no sure digit inside; what is cut from one counts only
+    if it explains most of it.
     """
     size = find_standard(digits).height if digits else 0
     sure = [d for d in digits if d.certainty > 0.7]
-    heights = np.array([d.height for d in sure])
-    chosen = []
+    heights, chosen = np.array([d.height for d in sure]), []
     for region, inside in zip(regions[::-1], containment(regions, sure)[::-1], strict=True):
         if (
-            region.gain < 0.95 * region.mass * (np.exp(-CUT_COST[0] / 2) - CHANCE)
-            and 0.8 * region.height < region.width < 14 * region.height
-            and region.cutoff < 0.5
+            0.8 * region.height < region.width < 14 * region.height
             and (not size or 0.5 < region.height / size < 2.5)
             and not (heights[inside] > FRAMED_HEIGHT * region.height).any()
-            and not containment(chosen, [region]).any()
         ):
             chosen.append(region)
     lattices = {region: segmentation_lattice(region) for region in chosen[:MAX_CUT]}
@@ -1048,47 +1044,34 @@ def segment_touching(regions, digits, ink, network):
     return {region: way for region, way in ways.items() if way[0] > CUT_SHARE * region.mass}
 
 
-def joinable(digits, loose):
-    """Return pairs of regions, the nearest first, that may be one digit: one is, not both sure."""
-    largest, pairs = 1.6 * max(digit.length for digit in digits), []
-    for index, a in enumerate(digits):
-        for b in [*digits[index + 1 :], *loose]:
-            across = min(a.right, b.right) - max(a.left, b.left)
-            down = min(a.bottom, b.bottom) - max(a.top, b.top)
-            wide = max(a.right, b.right) - min(a.left, b.left)
-            tall = max(a.bottom, b.bottom) - min(a.top, b.top)
-            gap = -min(across, down) / max(a.length, b.length)
-            poor = min(a.gain / a.mass, b.gain / b.mass) < 0.8
-            if poor and gap < 0.25 and max(across, down) > 0 and max(tall, wide / 1.3) < largest:
-                pairs.append((gap, (a, b)))
-    return [pair for _, pair in sorted(pairs, key=lambda pair: pair[0])[:MAX_PAIRS]]
-
-
-def improvement(whole, parts):
-    """Return how much more is explained by reading parts as one digit, 0 where one is surer.
-
-    A sure digit beside marks is no piece of another; a bar, which looks like a 1, may be.
-    """
-    surest = max([KEEP, *(part.certainty for part in parts if part.digit != 1)])
-    gain = whole.gain - sum(max(0.0, part.gain) for part in parts)
-    return gain if whole.confidence > surest else 0.0
-
-
 def join_broken(digits, loose, ink, energy, network):
     """Return digits with those joined that read better as one: a 5 and its bar, a broken 8.
 
-    loose are regions in which nothing was read.
+    loose are regions in which nothing was read. Single-linkage clustering merges the nearest
+    first; of each merge the whole is kept if it explains more than its digits and is surer than
+    each, for a sure digit beside a mark is no piece of another. A bar looks like a 1, but may be.
     """
-    while True:
-        pairs = joinable(digits, loose)
-        wholes = [join(pair, ink, energy) for pair in pairs]
-        classify(wholes, ink, network)
-        gains = [improvement(whole, pair) for whole, pair in zip(wholes, pairs, strict=True)]
-        if max(gains, default=0) <= 0:
-            return digits
-        best = int(np.argmax(gains))
-        digits = [d for d in digits if d not in pairs[best]] + [wholes[best]]
-        loose = [r for r in loose if r not in pairs[best]]
+    pieces, merges = [*digits, *loose], []
+    boxes, lengths = np.reshape([r.box for r in pieces], (-1, 4)), [r.length for r in pieces]
+    starts = np.maximum(boxes[:, None, :2], boxes[:, :2])
+    ends = np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    gaps = (starts - ends).max(axis=2) / np.maximum.outer(lengths, lengths)
+    near = np.argwhere(np.triu(gaps < MAX_GAP, 1)).tolist()
+    clusters = dict(zip(pieces, pieces, strict=True))
+    for i, j in sorted(near, key=lambda pair: gaps[*pair]):
+        a, b = clusters[pieces[i]], clusters[pieces[j]]
+        if a is not b:
+            whole = join(a, b, ink, energy)
+            merges.append((whole, a, b))
+            clusters.update({r: whole for r, c in clusters.items() if c in (a, b)})
+    classify([whole for whole, _, _ in merges], ink, network)
+    best = {r: [r] for r in digits} | {r: [] for r in loose}
+    for whole, a, b in merges:
+        parts = best[a] + best[b]
+        surest = max((d.certainty for d in parts if d.digit != 1), default=0.0)
+        better = whole.gain > sum(d.gain for d in parts) and whole.confidence > surest
+        best[whole] = [whole] if better else parts
+    return [d for whole in dict.fromkeys(clusters.values()) for d in best[whole]]
 
 
 def in_context(digits):
@@ -1217,7 +1200,7 @@ def read_ink(ink, energy, network, one):
 
     regions, light = regions[:HEAVY], regions[HEAVY:]
     classify(regions, ink, network)
-    sure = [r for r in regions if r.gain > 0.3 * r.mass]
+    sure = [r for r in regions if r.gain > 0]
     if light and sure:
         standard = find_standard(sure)
         size, contrast = standard.length, standard.contrast
@@ -1229,17 +1212,11 @@ def read_ink(ink, energy, network, one):
     digits = best_cover(regions, {})
     if not one and (cuts := segment_touching(regions, digits, ink, network)):
         digits = best_cover(regions, cuts)
-    if digits and len(digits) <= 30:
-        loose = [r for r in roots[:30] if r.mass > 0.02 * mass]
-        apart = ~(containment(loose, digits) | containment(digits, loose).T).any(axis=1)
-        loose = [r for r, free in zip(loose, apart, strict=True) if free]
-        digits = join_broken(digits, loose, ink, energy, network)
+    loose = [r for r in roots if r.mass > 0.02 * mass]
+    apart = ~(containment(loose, digits) | containment(digits, loose).T).any(axis=1)
+    loose = [r for r, free in zip(loose, apart, strict=True) if free]
+    digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
-    if 1 < len(roots) <= 12:  # a digit in many pieces
-        whole = join(roots, ink, energy)
-        classify([whole], ink, network)
-        if improvement(whole, digits) > 0:
-            digits = [whole]
     unframed = mass_to_explain(everything, digits)
     total = float(energy.sum()) * min(1.0, unframed / max(mass, 1e-6))
     return Reading(digits, max(unframed, LEAST_EXPLAINED * total, 1e-6), len(roots))
