@@ -120,14 +120,6 @@ CERTAIN_NUMBER = 0.77  # for several: geometric mean less the costs; a 1 explain
 LATER_FACTOR = 0.9  # times the certainty, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
 
-KNOWN_CLASSES = frozenset(  # of Keras: what neither runs code nor opens a file
-    "Sequential Functional Model DTypePolicy InputLayer Conv2D DepthwiseConv2D SeparableConv2D "
-    "MaxPooling2D AveragePooling2D GlobalMaxPooling2D GlobalAveragePooling2D BatchNormalization "
-    "LayerNormalization Flatten Reshape Dense Dropout SpatialDropout2D Activation ReLU LeakyReLU "
-    "Softmax ZeroPadding2D Rescaling Add Concatenate".split()
-)
-KNOWN_MODULES = ("keras.initializers", "keras.regularizers", "keras.constraints")  # likewise
-
 
 class ImageError(Exception):
     """An image that cannot be read; its text is for the user."""
@@ -821,16 +813,6 @@ def weights_in(file):
     return weights
 
 
-def check_class(item):
-    """Return an object of a model's description; raise ModelError if its class is not harmless."""
-    kind, module = item.get("class_name"), item.get("module") or "keras"
-    known = kind in KNOWN_CLASSES and module in ("keras", "keras.layers")
-    known = (known or module in KNOWN_MODULES) and item.get("registered_name") in (None, kind)
-    if "class_name" in item and not known:
-        raise ModelError(f"its {str(kind)[:40]!r} is not a layer that is known to be safe")
-    return item
-
-
 def read_model(path):
     """Return a Keras HDF5 file's layers and weights, tried out; raise ModelError or Unsupported.
 
@@ -842,7 +824,7 @@ def read_model(path):
     try:
         with h5py.File(path, "r") as file:
             text, weights = file.attrs["model_config"], weights_in(file)
-        model = json.loads(text, object_hook=check_class)
+        model = json.loads(text)
         layers = [(layer["class_name"], layer["config"]) for layer in model["config"]["layers"]]
         if model["class_name"] != "Sequential":
             raise Unsupported
@@ -887,17 +869,22 @@ def keras_network(path, glyphs):
     try:
         return np.asarray(keras_model(path)(np.asarray(glyphs, np.float32)[..., None]))
     except ImportError:
-        raise ModelError("it needs Keras and TensorFlow: pip install tensorflow keras") from None
+        raise ModelError("it needs TensorFlow and Keras 3.15.1 or newer; install them") from None
     except Exception:  # Keras raises whatever a bad file leads it into
         raise ModelError("Keras cannot load it; train it again") from None
 
 
 @functools.cache
 def keras_model(path):
-    """Return a model loaded by Keras, which refuses what would run code."""
+    """Return a model loaded by Keras, which refuses what would run code or open other files.
+
+    Raises ImportError for one from before 3.15.1, which does not.
+    """
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
 
+    if [int(number) for number in keras.__version__.split(".")[:3]] < [3, 15, 1]:
+        raise ImportError
     return keras.models.load_model(path, compile=False, safe_mode=True)
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import runs
+import scenes
 
 import loaded_mnist_model_digit_predictor as predictor
 import mnist_cnn_with_dropout as script
@@ -63,6 +64,7 @@ def beside(request, tmp_path_factory):
     """LONG_RUNS that tests wait for, on the core that most tests leave idle: {name: future}."""
     waiting = {name for item in request.session.items for name in item.fixturenames}
     started = {}
+    scenes.network()  # while there is one thread: a sandbox serves one at a time
     with ThreadPoolExecutor(1) as pool:
         for name, (run, *needs) in runs.LONG_RUNS.items():
             if name in waiting:

@@ -108,6 +108,17 @@ def executing():
     return {"name": "x", "function": function, "arguments": {}}
 
 
+def function(module, name):
+    """Return a function as models describe them."""
+    parts = {"class_name": "function", "config": name, "registered_name": name}
+    return {"module": module, **parts}
+
+
+def reading_words(file, folder):
+    """Add a layer that would read its words from a file."""
+    added("StringLookup", {"name": "x", "vocabulary": str(outside(folder))})(file, folder)
+
+
 def endless_heap():
     """Return the model with free space of size zero among its texts: HDF5 never gets past it."""
     data = bytearray(MODEL_BYTES)
@@ -120,7 +131,6 @@ def endless_heap():
 
 LAMBDA = {"class_name": "Lambda", "config": executing()}
 MISFIT = "no Keras model, or its weights do not fit"
-UNSAFE = "not a layer that is known to be safe"
 ELSEWHERE = "links to other places"
 NOT_DIGITS = "ten digits|do not fit"
 HUGE = "too much memory or time"
@@ -142,16 +152,7 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     "nested objects": (described('{"config":' * 100_000 + "1" + "}" * 100_000), ANY),
     "huge description": (described('{"x": "' + "y" * 30_000_000 + '"}'), MISFIT),
     "layers empty": (configured(lambda config: config["config"].update(layers=[])), ANY),
-    "model class Lambda": (configured(lambda _: LAMBDA), UNSAFE),
-    "Lambda layer": (added("Lambda", executing()), UNSAFE),
-    "Lambda as activation": (
-        layer("Dense", activation={"module": "keras.layers", **LAMBDA}),
-        UNSAFE,
-    ),
-    "layer with a terminal's codes": (added("\x1b[31m\n" * 99, {"name": "x"}), UNSAFE),
-    "saved model layer": (added("TFSMLayer", {"filepath": "/x"}), UNSAFE),
-    "foreign module": (edited(1, module="os", class_name="Dense"), UNSAFE),
-    "registered object": (edited(1, registered_name="Custom>Dense"), UNSAFE),
+    "model class Lambda": (configured(lambda _: LAMBDA), MISFIT),
     "input of another shape": (layer("InputLayer", batch_shape=[None, 32, 32, 1]), NOT_DIGITS),
     "no softmax": (
         configured(lambda c: c["config"]["layers"][-1]["config"].update(activation="linear")),
@@ -178,6 +179,13 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     "externally stored weights": (replaced(external), ELSEWHERE),
 }
 KERAS_MODELS = {  # what only Keras, within its limits, can tell is bad
+    "Lambda layer": added("Lambda", executing()),
+    "Lambda as activation": layer("Dense", activation={"module": "keras.layers", **LAMBDA}),
+    "function as activation": layer("Dense", activation=function("os", "mkdir")),
+    "download as activation": layer("Dense", activation=function("keras.utils", "get_file")),
+    "layer with a terminal's codes": added("\x1b[31m\n" * 99, {"name": "x"}),
+    "saved model layer": added("TFSMLayer", {"name": "x", "filepath": "/x"}),
+    "words in another file": reading_words,
     "nested model": added("Sequential", {"name": "x", "layers": []}),
     "unknown activation": layer("Dense", activation="evil"),
     # a digit padded to 30,000 pixels a side, 3.6 GB, for weights that are not there

@@ -276,10 +276,12 @@ def load_through_keras(folder):
     for name in (*KERAS_MODELS, "good"):
         path = write_model(name, folder)
         try:
-            network = predictor.load_network(str(path))
+            with contextlib.chdir(folder):
+                network = predictor.load_network(str(path))
             found[name] = np.abs(network(glyphs) - scenes.network()(glyphs)).max()
         except predictor.ModelError as error:
             found[name] = str(error)
+    assert sorted(os.listdir(folder)) == ["model.h5", "outside"]  # nothing was executed
     return found
 
 
