@@ -93,7 +93,7 @@ GAMMA = 3.0
 CHANCE = 0.03
 SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-CUT_COST = 0.25  # of cutting a digit off another on both sides
+CUT_COST = (0.2, 0.8)  # of cutting through ink at all, and through ink as tall as the digit
 JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
@@ -953,20 +953,21 @@ def cut_touching(mask, count):
     """Return count - 1 straight cuts from top to bottom that cross little ink, evenly spread.
 
     mask is bool (height, width). A cut is a column for each row, float (count - 1, height),
-    at the best of SLANTS.
+    at the best of SLANTS; the ink that each crosses is a share of the height.
     """
     height, width = mask.shape
     ink, down, step = mask.astype(np.float32), np.arange(height) - height / 2, width / count
     shears = [np.float32([[1, slant, -slant * height / 2], [0, 1, 0]]) for slant in SLANTS]
     upright = [cv2.warpAffine(ink, m, (width, height), flags=cv2.INTER_NEAREST) for m in shears]
-    profiles, cuts = np.mean(upright, axis=1), []
+    profiles, cuts, crossed = np.mean(upright, axis=1), [], []
     for centre in step * np.arange(1, count):
         low, high = int(centre - 0.45 * step), int(centre + 0.45 * step) + 1
         off_centre = np.abs(np.arange(low, high) - centre) / height
         price = profiles[:, low:high] + 0.06 * off_centre
         best, column = np.unravel_index(price.argmin(), price.shape)
+        crossed.append(profiles[best, low + column])
         cuts.append(np.clip(np.round(low + column - SLANTS[best] * down), 0, width))
-    return np.maximum.accumulate(cuts, axis=0)
+    return np.maximum.accumulate(cuts, axis=0), crossed
 
 
 def segmentation_lattice(region):
@@ -975,8 +976,9 @@ def segmentation_lattice(region):
     Each is an edge: (first piece, piece after the last, Region).
     """
     count = max(2, round(region.width / (PIECE_WIDTH * region.height)))
-    cuts = cut_touching(region.mask, count)
+    cuts, crossed = cut_touching(region.mask, count)
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
+    costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
     column, area, edges = np.arange(region.width), int(region.mask.sum()), []
     leftmost, rightmost, widest = cuts.min(axis=1), cuts.max(axis=1), 1.1 * region.height
     for first, last in itertools.combinations(range(count + 1), 2):
@@ -992,7 +994,7 @@ def segmentation_lattice(region):
         mask = mask[top:bottom, left:right]
         part = Region(*map(int, box), mask, region.paper, region.contrast)
         part.mass = region.mass * int(mask.sum()) / area
-        part.cost = CUT_COST * ((first > 0) + (last < count)) / 2
+        part.cost = (costs[first] + costs[last]) / 2
         edges.append((first, last, part))
     return edges, count
 
