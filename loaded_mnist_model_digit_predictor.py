@@ -151,8 +151,9 @@ class Sandbox:
 
     What decodes images and reads HDF5 is written in C: only the system stops it where it
     never comes back, and only a process of its own may crash. One child serves all calls,
-    since starting one takes as long as reading a small image. Where there is no fork, on
-    Windows, functions are called in this process.
+    since starting one takes as long as reading a small image. A pool of concurrent.futures
+    takes 20 ms longer to start and cannot tell a timeout from a crash. Where there is no
+    fork, on Windows, functions are called in this process.
     """
 
     inside = False  # true in a child with limits
