@@ -826,8 +826,10 @@ def read_model(path):
         with h5py.File(path, "r") as file:
             text, weights = file.attrs["model_config"], weights_in(file)
         model = json.loads(text)
-        layers = [(layer["class_name"], layer["config"]) for layer in model["config"]["layers"]]
-        if model["class_name"] != "Sequential":
+        described = model["config"]["layers"]
+        layers = [(layer["class_name"], layer["config"]) for layer in described]
+        own = all(layer.get("module", "keras.layers") == "keras.layers" for layer in described)
+        if model["class_name"] != "Sequential" or not own:  # another's Dense may be anything
             raise Unsupported
         try_out(build_network(layers, weights))
         return layers, weights
@@ -1018,14 +1020,14 @@ def segment_touching(regions, digits, ink, network):
     """
     size = find_standard(digits).height if digits else 0
     sure = [d for d in digits if d.certainty > 0.7]
-    heights, chosen = np.array([d.height for d in sure]), []
-    for region, inside in zip(regions[::-1], containment(regions, sure)[::-1], strict=True):
-        if (
-            0.8 * region.height < region.width < 14 * region.height
-            and (not size or 0.5 < region.height / size < 2.5)
-            and not (heights[inside] > FRAMED_HEIGHT * region.height).any()
-        ):
-            chosen.append(region)
+    heights = np.array([d.height for d in sure])
+    chosen = [
+        region
+        for region, inside in zip(regions[::-1], containment(regions, sure)[::-1], strict=True)
+        if 0.8 * region.height < region.width < 14 * region.height
+        and (not size or 0.5 < region.height / size < 2.5)
+        and not (heights[inside] > FRAMED_HEIGHT * region.height).any()
+    ]
     lattices = {region: segmentation_lattice(region) for region in chosen[:MAX_CUT]}
     classify([part for edges, _ in lattices.values() for _, _, part in edges], ink, network)
     ways = {region: viterbi(*lattice) for region, lattice in lattices.items()}

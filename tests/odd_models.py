@@ -186,6 +186,8 @@ KERAS_MODELS = {  # what only Keras, within its limits, can tell is bad
     "layer with a terminal's codes": added("\x1b[31m\n" * 99, {"name": "x"}),
     "saved model layer": added("TFSMLayer", {"name": "x", "filepath": "/x"}),
     "words in another file": reading_words,
+    "foreign module": edited(1, module="os", class_name="Dense"),
+    "registered object": edited(1, module="custom", registered_name="Custom>Conv2D"),
     "nested model": added("Sequential", {"name": "x", "layers": []}),
     "unknown activation": layer("Dense", activation="evil"),
     # a digit padded to 30,000 pixels a side, 3.6 GB, for weights that are not there

