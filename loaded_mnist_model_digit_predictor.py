@@ -20,7 +20,6 @@ import functools
 import io
 import itertools
 import json
-import math
 import os
 import pickle
 import re
@@ -89,13 +88,12 @@ VIEWS = (0, 8, -8)  # degrees by which what is read is turned for test-time augm
 BATCH = 16  # glyphs evaluated at once; what is made of more does not fit a core's cache
 
 # The score: a region read as a digit explains so much of its mass, the contrast it holds:
-# likeness * exp(-costs) - CHANCE. Fitted on the development images, as all below is.
-SPREAD = 1.7  # nats, the log-probabilities' standard deviation at which likeness is a half,
-STEEPNESS = 3.0  # and how steeply it rises there: a logistic function's factor, for each nat
+# confidence**GAMMA * exp(-costs) - CHANCE. Fitted on the development images, as all below is.
+GAMMA = 3.0
 CHANCE = 0.03
 SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-CUT_COST = 0.2  # of cutting through ink
+CUT_COST = (0.2, 0.8)  # of cutting through ink at all, and through ink as tall as the digit
 JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
@@ -105,19 +103,20 @@ SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row dow
 CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
-KEEP = 0.05  # likeness, less the costs, of a digit that is kept, times what is odd about it
+KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
+KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
 SHORT_BAR = 0.4  # of the standard's length: a bar that is shorter is a dash and no 1
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
-STOP = 0.65  # quality of a reading that ends the search
+STOP = 0.8  # quality of a reading that ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame,
 FRAMED_HEIGHT = 0.4  # of a region's height: and no digit itself, if what is in it is so tall
 LEAST_EXPLAINED = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
 # Doubt: a reading is marked as uncertain where certainty * sqrt(share explained) is less than
-CERTAIN = 1.38  # for a digit alone: sqrt(confidence) * spread of the log-probabilities, in nats;
-CERTAIN_NUMBER = 0.73  # for several: geometric mean less the costs; a 1 explains less, as above
+CERTAIN = 1.47  # for a digit alone: sqrt(confidence) * spread of the log-probabilities, in nats;
+CERTAIN_NUMBER = 0.77  # for several: geometric mean less the costs; a 1 explains less, as above
 LATER_FACTOR = 0.9  # times the certainty, where the interpretation is none of the first two
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
 
@@ -554,30 +553,14 @@ class Region:
         return 0.0 if self.probabilities is None else float(self.probabilities.max())
 
     @property
-    def spread(self):
-        """The standard deviation of the ten log-probabilities, in nats; 0 where there are none.
-
-        Outlier exposure has taught the network to give what is no digit ten that lie close
-        together: the other nine still do where it looks like one digit.
-        """
-        if self.probabilities is None:
-            return 0.0
-        return float(np.log(np.maximum(self.probabilities, 1e-9)).std())
-
-    @property
-    def likeness(self):
-        """How like a digit it is, in [0, 1]."""
-        return 1 / (1 + math.exp(STEEPNESS * (SPREAD - self.spread)))
-
-    @property
     def certainty(self):
-        """The likeness less the costs, in [0, 1]."""
-        return self.likeness * float(np.exp(-self.cost))
+        """The confidence less the costs, in [0, 1]."""
+        return self.confidence * float(np.exp(-self.cost))
 
     @property
     def gain(self):
         """What reading it as a digit explains, in units of mass; negative if junk does better."""
-        return self.mass * (self.certainty - CHANCE)
+        return self.mass * (self.confidence**GAMMA * float(np.exp(-self.cost)) - CHANCE)
 
     @property
     def evidence(self):
@@ -998,7 +981,7 @@ def segmentation_lattice(region):
     count = max(2, round(region.width / (PIECE_WIDTH * region.height)))
     cuts, crossed = cut_touching(region.mask, count)
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
-    costs = [0.0, *(CUT_COST if ink else 0.0 for ink in crossed), 0.0]
+    costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
     column, area, edges = np.arange(region.width), int(region.mask.sum()), []
     leftmost, rightmost, widest = cuts.min(axis=1), cuts.max(axis=1), 1.1 * region.height
     for first, last in itertools.combinations(range(count + 1), 2):
@@ -1076,7 +1059,7 @@ def join_broken(digits, loose, ink, energy, network):
     for whole, a, b in merges:
         parts = best[a] + best[b]
         surest = max((d.certainty for d in parts if d.digit != 1), default=0.0)
-        better = whole.gain > sum(d.gain for d in parts) and whole.likeness > surest
+        better = whole.gain > sum(d.gain for d in parts) and whole.confidence > surest
         best[whole] = [whole] if better else parts
     return [d for whole in dict.fromkeys(clusters.values()) for d in best[whole]]
 
@@ -1093,10 +1076,11 @@ def in_context(digits):
     for digit in digits:
         longer, stronger = digit.length / standard.length, digit.contrast / standard.contrast
         alike = max(longer, 1 / longer, stronger, 1 / stronger) < ALIKE
-        odd = (max(1, 0.5 / longer) * max(1, longer / 1.6) * max(1, 0.5 / stronger)) ** 4
+        odd = max(1, 0.5 / longer) * max(1, longer / 1.6) ** 2 * max(1, 0.5 / stronger) ** 2
+        least = KEEP if digit is standard else KEEP_BESIDE * odd
         sized = SHORT_BAR < longer < ALIKE
         stray = digit.digit == 1 and not alike and (digit.cutoff > 0 or not sized)
-        if digit.certainty > KEEP * odd and not stray:
+        if digit.certainty > least and not stray:
             kept.append(digit)
     return kept
 
@@ -1305,10 +1289,13 @@ def mark_uncertain(digits, explained, interpretation):
     """Mark the digits that may be something else; all of them where the image is no number.
 
     A letter, a face or a pattern leaves the network unsure, or much unexplained, or is
-    only seen as a digit in an interpretation that is seldom the right one.
+    only seen as a digit in an interpretation that is seldom the right one. Outlier exposure
+    has taught the network to give it ten log-probabilities that lie close together: the
+    other nine still do where it looks like one digit.
     """
     if len(digits) == 1:  # an odd shape is no doubt where the network has none
-        certainty, least = digits[0].confidence ** 0.5 * digits[0].spread, CERTAIN
+        spread = np.log(np.maximum(digits[0].probabilities, 1e-9)).std()
+        certainty, least = digits[0].confidence ** 0.5 * float(spread), CERTAIN
     else:
         certainty = float(np.exp(np.mean([np.log(d.confidence) - d.cost for d in digits])))
         least = CERTAIN_NUMBER
