@@ -6,7 +6,7 @@ prints one line an image: its name, the digits in reading order and how sure the
 network is of them. The network is models/mnist_model.h5, which the companion
 script mnist_cnn_with_dropout.py trained; it is evaluated here in NumPy, so that
 an answer comes 0.19 s after the start (median of 9), before TensorFlow would have
-been loaded. Of 711 single digits that people drew, photographed and scanned, 703
+been loaded. Of 711 single digits that people drew, photographed and scanned, 706
 are read right (one run, nothing in it is random).
 
 Chapters: limits; file to pixels; pixels to ink; ink to regions; regions to 28x28;
@@ -20,6 +20,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -88,12 +89,13 @@ VIEWS = (0, 8, -8)  # degrees by which what is read is turned for test-time augm
 BATCH = 16  # glyphs evaluated at once; what is made of more does not fit a core's cache
 
 # The score: a region read as a digit explains so much of its mass, the contrast it holds:
-# confidence**GAMMA * exp(-costs) - CHANCE. Fitted on the development images, as all below is.
-GAMMA = 3.0
+# likeness * exp(-costs) - CHANCE. Fitted on the development images, as all below is.
+SPREAD = 1.7  # nats, the log-probabilities' standard deviation at which likeness is a half,
+STEEPNESS = 3.0  # and how steeply it rises there: a logistic function's factor, for each nat
 CHANCE = 0.03
 SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-CUT_COST = (0.2, 0.8)  # of cutting through ink at all, and through ink as tall as the digit
+CUT_COST = 0.2  # of cutting through ink
 JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
@@ -109,15 +111,13 @@ SHORT_BAR = 0.4  # of the standard's length: a bar that is shorter is a dash and
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
-STOP = 0.8  # quality of a reading that ends the search
+STOP = 0.65  # quality of a reading that ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame,
 FRAMED_HEIGHT = 0.4  # of a region's height: and no digit itself, if what is in it is so tall
-LEAST_EXPLAINED = 0.3  # of the contrast in no frame that a reading has to explain, at least
 
-# Doubt: a reading is marked as uncertain where certainty * sqrt(share explained) is less than
-CERTAIN = 1.47  # for a digit alone: sqrt(confidence) * spread of the log-probabilities, in nats;
-CERTAIN_NUMBER = 0.77  # for several: geometric mean less the costs; a 1 explains less, as above
-LATER_FACTOR = 0.9  # times the certainty, where the interpretation is none of the first two
+# Doubt: a reading is marked as uncertain where share explained * mean confidence is less than
+CERTAIN = 0.52  # for a digit alone,
+CERTAIN_NUMBER = 0.61  # and for several, of which 1s explain less, as above
 CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
 
 
@@ -553,14 +553,30 @@ class Region:
         return 0.0 if self.probabilities is None else float(self.probabilities.max())
 
     @property
+    def spread(self):
+        """The standard deviation of the ten log-probabilities, in nats; 0 where there are none.
+
+        Outlier exposure has taught the network to give what is no digit ten that lie close
+        together: the other nine still do where it looks like one digit.
+        """
+        if self.probabilities is None:
+            return 0.0
+        return float(np.log(np.maximum(self.probabilities, 1e-9)).std())
+
+    @property
+    def likeness(self):
+        """How like a digit it is, in [0, 1]."""
+        return 1 / (1 + math.exp(STEEPNESS * (SPREAD - self.spread)))
+
+    @property
     def certainty(self):
         """The confidence less the costs, in [0, 1]."""
-        return self.confidence * float(np.exp(-self.cost))
+        return self.confidence * math.exp(-self.cost)
 
     @property
     def gain(self):
         """What reading it as a digit explains, in units of mass; negative if junk does better."""
-        return self.mass * (self.confidence**GAMMA * float(np.exp(-self.cost)) - CHANCE)
+        return self.mass * (self.likeness * math.exp(-self.cost) - CHANCE)
 
     @property
     def evidence(self):
@@ -981,7 +997,7 @@ def segmentation_lattice(region):
     count = max(2, round(region.width / (PIECE_WIDTH * region.height)))
     cuts, crossed = cut_touching(region.mask, count)
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
-    costs = [0.0, *(CUT_COST[0] + CUT_COST[1] * ink if ink else 0.0 for ink in crossed), 0.0]
+    costs = [0.0, *(CUT_COST if ink else 0.0 for ink in crossed), 0.0]
     column, area, edges = np.arange(region.width), int(region.mask.sum()), []
     leftmost, rightmost, widest = cuts.min(axis=1), cuts.max(axis=1), 1.1 * region.height
     for first, last in itertools.combinations(range(count + 1), 2):
@@ -1207,9 +1223,7 @@ def read_ink(ink, energy, network, one):
     loose = [r for r, free in zip(loose, apart, strict=True) if free]
     digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
-    unframed = mass_to_explain(everything, digits)
-    total = float(energy.sum()) * min(1.0, unframed / max(mass, 1e-6))
-    return Reading(digits, max(unframed, LEAST_EXPLAINED * total, 1e-6), len(roots))
+    return Reading(digits, max(1e-6, mass_to_explain(everything, digits)), len(roots))
 
 
 def read_pixels(rgb, network, one, only=None):
@@ -1285,24 +1299,16 @@ def read_in_size(rgb, network, one):
     return reading if reading.digits else quick
 
 
-def mark_uncertain(digits, explained, interpretation):
+def mark_uncertain(reading):
     """Mark the digits that may be something else; all of them where the image is no number.
 
-    A letter, a face or a pattern leaves the network unsure, or much unexplained, or is
-    only seen as a digit in an interpretation that is seldom the right one. Outlier exposure
-    has taught the network to give it ten log-probabilities that lie close together: the
-    other nine still do where it looks like one digit.
+    A letter, a face or a pattern leaves the network unsure, or much unexplained.
     """
-    if len(digits) == 1:  # an odd shape is no doubt where the network has none
-        spread = np.log(np.maximum(digits[0].probabilities, 1e-9)).std()
-        certainty, least = digits[0].confidence ** 0.5 * float(spread), CERTAIN
-    else:
-        certainty = float(np.exp(np.mean([np.log(d.confidence) - d.cost for d in digits])))
-        least = CERTAIN_NUMBER
-    if interpretation > 1:
-        certainty *= LATER_FACTOR
-    foreign = certainty * max(0.0, explained) ** 0.5 < least
-    for digit in digits:
+    alone = len(reading.digits) == 1
+    explained = reading.quality if alone else reading.evidence / reading.mass
+    certainty = explained * float(np.mean([digit.confidence for digit in reading.digits]))
+    foreign = certainty < (CERTAIN if alone else CERTAIN_NUMBER)
+    for digit in reading.digits:
         digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
 
 
@@ -1322,13 +1328,11 @@ def read_digits(rgb, network, scale=1.0, one=False):
         raise ImageError("no digit found")
     reading.scale *= scale
     lines = group_lines(reading.digits)
-    digits = list(itertools.chain(*lines))
-    # By the view that was chosen, before it is a mean over views; of several 1s, less counts.
-    explained = reading.quality if len(reading.digits) == 1 else reading.evidence / reading.mass
+    reading.digits = digits = list(itertools.chain(*lines))
     views = np.concatenate([rotated_views(digit.glyph) for digit in digits])
     for digit, answers in zip(digits, np.split(network(views), len(digits)), strict=True):
         digit.probabilities = answers.mean(axis=0)  # test-time augmentation
-    mark_uncertain(digits, explained, reading.interpretation)
+    mark_uncertain(reading)
     for digit in digits:
         digit.left, digit.top, digit.right, digit.bottom = reading.box(digit)
         digit.mask = None  # it has served
