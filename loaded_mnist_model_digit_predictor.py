@@ -6,7 +6,7 @@ prints one line an image: its name, the digits in reading order and how sure the
 network is of them. The network is models/mnist_model.h5, which the companion
 script mnist_cnn_with_dropout.py trained; it is evaluated here in NumPy, so that
 an answer comes 0.19 s after the start (median of 9), before TensorFlow would have
-been loaded. Of 711 single digits that people drew, photographed and scanned, 706
+been loaded. Of 711 single digits that people drew, photographed and scanned, 707
 are read right (one run, nothing in it is random).
 
 Chapters: limits; file to pixels; pixels to ink; ink to regions; regions to 28x28;
@@ -93,14 +93,14 @@ BATCH = 16  # glyphs evaluated at once; what is made of more does not fit a core
 SPREAD = 1.7  # nats, the log-probabilities' standard deviation at which likeness is a half,
 STEEPNESS = 3.0  # and how steeply it rises there: a logistic function's factor, for each nat
 CHANCE = 0.03
-SHAPE_COST = 0.5  # of each height that a region is wider than 1.15 of its height
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-CUT_COST = 0.2  # of cutting through ink
+CUT_COST = 0.3  # of cutting through ink, half at either end
 JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
-PIECE_WIDTH = 0.18  # of the height: the width of the pieces into which a region is cut
+PIECE_WIDTH = 0.14  # of the height: the width of the pieces into which a region is cut,
+MAX_CROSSED = 0.5  # of the height: the ink that a cut crosses, at most
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
@@ -911,10 +911,9 @@ def keras_model(path):
 
 
 def classify(regions, ink, network):
-    """Add the shape's cost to each region; where it may be a digit, set glyph and probabilities."""
+    """Add to each region what the border costs; set glyph and probabilities of likely digits."""
     for region in regions:
-        excess = max(0.0, region.width / region.height - 1.15)
-        region.cost += SHAPE_COST * excess + BORDER_COST * region.cutoff**2
+        region.cost += BORDER_COST * region.cutoff**2
     likely = [region for region in regions if np.exp(-region.cost) > CHANCE]
     if likely:
         glyphs = np.stack([normalize_digit(region, ink) for region in likely])
@@ -969,10 +968,10 @@ def best_cover(regions, cuts):
 
 
 def cut_touching(mask, count):
-    """Return count - 1 straight cuts from top to bottom that cross little ink, evenly spread.
+    """Return up to count - 1 straight cuts from top to bottom, evenly spread, through little ink.
 
-    mask is bool (height, width). A cut is a column for each row, float (count - 1, height),
-    at the best of SLANTS; the ink that each crosses is a share of the height.
+    mask is bool (height, width). A cut is a column for each row, float (cuts, height), at the
+    best of SLANTS; the ink that each crosses is a share of the height, at most MAX_CROSSED.
     """
     height, width = mask.shape
     ink, down, step = mask.astype(np.float32), np.arange(height) - height / 2, width / count
@@ -981,12 +980,12 @@ def cut_touching(mask, count):
     profiles, cuts, crossed = np.mean(upright, axis=1), [], []
     for centre in step * np.arange(1, count):
         low, high = int(centre - 0.45 * step), int(centre + 0.45 * step) + 1
-        off_centre = np.abs(np.arange(low, high) - centre) / height
-        price = profiles[:, low:high] + 0.06 * off_centre
-        best, column = np.unravel_index(price.argmin(), price.shape)
-        crossed.append(profiles[best, low + column])
-        cuts.append(np.clip(np.round(low + column - SLANTS[best] * down), 0, width))
-    return np.maximum.accumulate(cuts, axis=0), crossed
+        window = profiles[:, low:high]
+        best, column = np.unravel_index(window.argmin(), window.shape)
+        if window[best, column] < MAX_CROSSED:
+            crossed.append(window[best, column])
+            cuts.append(np.clip(np.round(low + column - SLANTS[best] * down), 0, width))
+    return np.maximum.accumulate(np.reshape(cuts, (-1, height)), axis=0), crossed
 
 
 def segmentation_lattice(region):
@@ -997,6 +996,7 @@ def segmentation_lattice(region):
     count = max(2, round(region.width / (PIECE_WIDTH * region.height)))
     cuts, crossed = cut_touching(region.mask, count)
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
+    count = len(cuts) - 1
     costs = [0.0, *(CUT_COST if ink else 0.0 for ink in crossed), 0.0]
     column, area, edges = np.arange(region.width), int(region.mask.sum()), []
     leftmost, rightmost, widest = cuts.min(axis=1), cuts.max(axis=1), 1.1 * region.height
