@@ -105,15 +105,14 @@ SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row dow
 CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
-KEEP = 0.35  # confidence, less the costs, of a digit that is kept,
-KEEP_BESIDE = 0.42  # and of one beside others, times what is odd about it
+KEEP = 0.35  # confidence, less the costs, of a digit that is kept, times what is odd about it
 SHORT_BAR = 0.4  # of the standard's length: a bar that is shorter is a dash and no 1
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.65  # quality of a reading that ends the search
-CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame,
-FRAMED_HEIGHT = 0.4  # of a region's height: and no digit itself, if what is in it is so tall
+CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame
+FRAMED_HEIGHT = 0.4  # of a region's height: a sure digit that tall in it, and it is not cut
 
 # Doubt: a reading is marked as uncertain where share explained * mean confidence is less than
 CERTAIN = 0.52  # for a digit alone,
@@ -473,22 +472,26 @@ def remove_rulings(ink):
 
 
 def interpretations(rgb):
-    """Yield maps of ink, each made when it is asked for, or None where there is no such map.
+    """Yield maps of ink, each made when it is asked for.
 
     A map is float32 (height, width), positive on what may be ink. The likeliest come first:
     the distance from a flat background, or from an estimated one; the same for ink of the
     other polarity; its bare brightness, which knows nothing of paper; and without rulings.
     """
     flat, dark = flat_background(rgb), ink_is_dark(rgb)
-    likeliest = None if flat is None else ink_on_background(rgb, flat, dark)
-    yield likeliest
+    likeliest = None
+    if flat is not None:
+        likeliest = ink_on_background(rgb, flat, dark)
+        yield likeliest
     smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
     for polarity in (dark, not dark):
         ink = ink_on_background(smooth, estimate_background(smooth, polarity), polarity)
         likeliest = ink if likeliest is None else likeliest
         yield ink
     yield ink_as_brightness(rgb, not dark)
-    yield remove_rulings(likeliest)
+    unruled = remove_rulings(likeliest)
+    if unruled is not None:
+        yield unruled
 
 
 def edge_energy(rgb):
@@ -957,8 +960,7 @@ def best_cover(regions, cuts):
     inside = [(0.0, [])] * (len(regions) + 1)
     for index, (region, parent) in enumerate(zip(regions, parents, strict=True)):
         gain, digits = inside[index]
-        tall = digits and min(d.height for d in digits) >= FRAMED_HEIGHT * region.height
-        if tall and containment([region], digits, CLEARANCE).all():
+        if digits and containment([region], digits, CLEARANCE).all():
             gain *= region.mass / sum(d.mass for d in digits)
         ways = (gain, digits), (region.gain, [region]), cuts.get(region, (0.0, []))
         gain, digits = max(ways, key=lambda way: way[0])
@@ -1081,22 +1083,18 @@ def join_broken(digits, loose, ink, energy, network):
 
 
 def in_context(digits):
-    """Return the digits that are like the standard; what is small, long or faint must be surer.
+    """Return the digits that are like the standard; what is small or faint must be surer.
 
-    A bar that is longer or much shorter, or not its like and runs out of the image, is a ruling,
-    the edge of a sheet, the side of a box or a dash.
+    A bar that is longer or much shorter is a ruling, the edge of a sheet or a dash.
     """
     if not digits:
         return []
     standard, kept = find_standard(digits), []
     for digit in digits:
         longer, stronger = digit.length / standard.length, digit.contrast / standard.contrast
-        alike = max(longer, 1 / longer, stronger, 1 / stronger) < ALIKE
-        odd = max(1, 0.5 / longer) * max(1, longer / 1.6) ** 2 * max(1, 0.5 / stronger) ** 2
-        least = KEEP if digit is standard else KEEP_BESIDE * odd
-        sized = SHORT_BAR < longer < ALIKE
-        stray = digit.digit == 1 and not alike and (digit.cutoff > 0 or not sized)
-        if digit.certainty > least and not stray:
+        odd = max(1, 0.5 / longer) * max(1, 0.5 / stronger) ** 2
+        dash = digit.digit == 1 and not SHORT_BAR < longer < ALIKE
+        if digit.certainty > KEEP * odd and not dash:
             kept.append(digit)
     return kept
 
@@ -1155,7 +1153,6 @@ class Reading:
     digits: list  # Regions
     mass: float = 1.0  # what there was to explain
     candidates: int = 0  # regions that lie in no other
-    interpretation: int = 0
     quarters: int = 0  # by which the image was turned to the left
     shape: tuple = (0, 0)  # of the image before that, and
     scale: float = 1.0  # from the pixels that were read to the original's
@@ -1226,8 +1223,8 @@ def read_ink(ink, energy, network, one):
     return Reading(digits, max(1e-6, mass_to_explain(everything, digits)), len(roots))
 
 
-def read_pixels(rgb, network, one, only=None):
-    """Return the best Reading of an image among its interpretations; only is the number of one.
+def read_pixels(rgb, network, one):
+    """Return the best Reading of an image among its interpretations.
 
     The search ends with a reading that leaves little to explain. Where none does, or 1s do it,
     the likeliest map is read turned by a quarter, too: at least three digits besides 1s, into
@@ -1236,22 +1233,19 @@ def read_pixels(rgb, network, one, only=None):
     energy, best, first = edge_energy(rgb), Reading([]), None
     if not energy.any():  # blank
         return best
-    for number, ink in enumerate(interpretations(rgb)):
-        if ink is None or only not in (None, number):
-            continue
+    for ink in interpretations(rgb):
         reading = read_ink(ink, energy, network, one)
-        reading.interpretation = number
         if first is None:
             likeliest, first = ink, reading
         if reading.rank > best.rank:
             best = reading
-        if best.quality > STOP or number == only:
+        if best.quality > STOP:
             break
     if first and first.candidates > 2 and not one and best.evidence < STOP * best.mass:
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
-            reading.interpretation, reading.quarters = first.interpretation, quarters
+            reading.quarters = quarters
             if sum(d.digit != 1 for d in reading.digits) > 2 and reading.rank > best.rank:
                 best = reading
     best.shape = rgb.shape[:2]
@@ -1281,7 +1275,7 @@ def read_mnist_format(rgb, network):
 def read_in_size(rgb, network, one):
     """Return the best Reading of an image: reduced if its digits are large."""
     height, width = rgb.shape[:2]
-    longer, only, quick = max(height, width), None, Reading([])
+    longer, quick = max(height, width), Reading([])
     shrink = -(-longer // QUICK_SIDE)
     if shrink > 1:
         rows, columns = max(1, height // shrink) * shrink, max(1, width // shrink) * shrink
@@ -1290,11 +1284,9 @@ def read_in_size(rgb, network, one):
         quick.scale = shrink
         if quick.digits and np.median([d.length for d in quick.digits]) >= LARGE_DIGIT:
             return quick
-        if quick.digits and not quick.quarters:
-            only = quick.interpretation
     factor = -(-SMALL_SIDE // longer)
     method = cv2.INTER_LINEAR if longer > TINY_SIDE else cv2.INTER_NEAREST
-    reading = read_pixels(resized(rgb, factor, method), network, one, only)
+    reading = read_pixels(resized(rgb, factor, method), network, one)
     reading.scale = 1 / factor
     return reading if reading.digits else quick
 

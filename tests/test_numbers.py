@@ -286,7 +286,6 @@ def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0):
     "odd",
     [
         {"digit": 1, "length": 70, "mass": 90},  # the side of a box
-        {"digit": 1, "length": 30, "contrast": 0.3, "cutoff": 0.1},  # the edge of a sheet
         {"digit": 1, "contrast": 0.1},  # a ruling
         {"digit": 8, "length": 7},  # a blot
         {"digit": 3, "contrast": 1e-6, "mass": 1e-6},  # it stands out by nothing
