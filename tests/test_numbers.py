@@ -152,7 +152,7 @@ KINDS = {  # and the share to be read exactly, at least
     "tight": (0.88, line_of(gap=(0.06, 0.12))),
     "wide": (0.93, line_of(2, 5, gap=(0.8, 1.2))),
     "of mixed sizes": (0.9, line_of(sizes=1 / 6)),
-    "touching": (0.45, line_of(2, 4, touching=True)),
+    "touching": (0.55, line_of(2, 4, touching=True)),
     "sloped": (0.9, sloped),
     "three lines": (0.93, lines_of(3, height=40, leading=70)),
     "on ruled paper": (0.85, lines_of(2, height=44, leading=80, rulings=True)),

@@ -179,7 +179,7 @@ SCENES = {  # and the share of digits to be read, at least
     "transparent, white": (0.93, transparent(WHITE)),
     "circled": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
     "underlined twice": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
-    "on a disc": (0.75, on_a_disc),
+    "on a disc": (0.85, on_a_disc),
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
 }
 
