@@ -547,23 +547,21 @@ class Region:
 
     @property
     def digit(self):
-        """The likeliest digit, None where the network was not asked."""
-        return None if self.probabilities is None else int(self.probabilities.argmax())
+        """The likeliest digit."""
+        return int(self.probabilities.argmax())
 
     @property
     def confidence(self):
-        """The network's confidence, 0 where it was not asked."""
-        return 0.0 if self.probabilities is None else float(self.probabilities.max())
+        """The network's confidence."""
+        return float(self.probabilities.max())
 
     @property
     def spread(self):
-        """The standard deviation of the ten log-probabilities, in nats; 0 where there are none.
+        """The standard deviation of the ten log-probabilities, in nats.
 
         Outlier exposure has taught the network to give what is no digit ten that lie close
         together: the other nine still do where it looks like one digit.
         """
-        if self.probabilities is None:
-            return 0.0
         return float(np.log(np.maximum(self.probabilities, 1e-9)).std())
 
     @property
@@ -626,7 +624,7 @@ def component_tree(ink, energy):
 
 
 def measure(region, ink, energy):
-    """Fill in a region's paper, contrast, mass and cutoff, and return it."""
+    """Fill in a region's paper, contrast, mass, cutoff and the cost of that, and return it."""
     (height, width), reach = ink.shape, 2 + region.length // 12
     rooms = region.top, height - region.bottom, region.left, width - region.right
     margins = [min(reach, room) for room in rooms]
@@ -643,6 +641,7 @@ def measure(region, ink, energy):
     sides = region.mask[0], region.mask[-1], region.mask[:, 0], region.mask[:, -1]
     cut = [int(side.sum()) for side, room in zip(sides, rooms, strict=True) if not room]
     region.cutoff = max(cut, default=0) / region.length
+    region.cost = BORDER_COST * region.cutoff**2
     return region
 
 
@@ -654,7 +653,8 @@ def join(a, b, ink, energy):
     for r in (a, b):
         mask[r.top - top : r.bottom - top, r.left - left : r.right - left] |= r.mask
     whole = measure(Region(left, top, right, bottom, mask), ink, energy)
-    whole.mass, whole.cost = a.mass + b.mass, JOIN_COST
+    whole.mass = a.mass + b.mass
+    whole.cost += JOIN_COST
     return whole
 
 
@@ -914,13 +914,10 @@ def keras_model(path):
 
 
 def classify(regions, ink, network):
-    """Add to each region what the border costs; set glyph and probabilities of likely digits."""
-    for region in regions:
-        region.cost += BORDER_COST * region.cutoff**2
-    likely = [region for region in regions if np.exp(-region.cost) > CHANCE]
-    if likely:
-        glyphs = np.stack([normalize_digit(region, ink) for region in likely])
-        for region, glyph, probabilities in zip(likely, glyphs, network(glyphs), strict=True):
+    """Set the glyph and the probabilities of each region."""
+    if regions:
+        glyphs = np.stack([normalize_digit(region, ink) for region in regions])
+        for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
             region.glyph, region.probabilities = glyph, probabilities
 
 
@@ -995,8 +992,8 @@ def segmentation_lattice(region):
 
     Each is an edge: (first piece, piece after the last, Region).
     """
-    count = max(2, round(region.width / (PIECE_WIDTH * region.height)))
-    cuts, crossed = cut_touching(region.mask, count)
+    pieces = max(2, round(region.width / (PIECE_WIDTH * region.height)))
+    cuts, crossed = cut_touching(region.mask, pieces)
     cuts = np.vstack([np.zeros(region.height), cuts, np.full(region.height, region.width)])
     count = len(cuts) - 1
     costs = [0.0, *(CUT_COST if ink else 0.0 for ink in crossed), 0.0]
