@@ -114,10 +114,9 @@ STOP = 0.65  # quality of a reading that ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame
 FRAMED_HEIGHT = 0.4  # of a region's height: a sure digit that tall in it, and it is not cut
 
-# Doubt: a reading is marked as uncertain where share explained * mean confidence is less than
-CERTAIN = 0.52  # for a digit alone,
-CERTAIN_NUMBER = 0.61  # and for several, of which 1s explain less, as above
-CERTAIN_IN_NUMBER = 0.5  # confidence in each of them
+# Doubt
+CERTAIN = 0.53  # share explained * mean certainty; less, and what was read may be no number
+CERTAIN_IN_NUMBER = 0.75  # confidence in each of a number's digits; less, and it is marked
 
 
 class ImageError(Exception):
@@ -1293,12 +1292,13 @@ def mark_uncertain(reading):
 
     A letter, a face or a pattern leaves the network unsure, or much unexplained.
     """
-    alone = len(reading.digits) == 1
-    explained = reading.quality if alone else reading.evidence / reading.mass
-    certainty = explained * float(np.mean([digit.confidence for digit in reading.digits]))
-    foreign = certainty < (CERTAIN if alone else CERTAIN_NUMBER)
+    if len(reading.digits) == 1:
+        explained, sure, least = reading.quality, reading.digits[0].confidence, 0.0
+    else:  # 1s explain less, as above
+        explained = reading.evidence / reading.mass
+        sure, least = np.mean([d.certainty for d in reading.digits]), CERTAIN_IN_NUMBER
     for digit in reading.digits:
-        digit.uncertain = foreign or digit.confidence < CERTAIN_IN_NUMBER
+        digit.uncertain = bool(explained * sure < CERTAIN) or digit.confidence < least
 
 
 def read_digits(rgb, network, scale=1.0, one=False):
