@@ -110,7 +110,7 @@ SHORT_BAR = 0.4  # of the standard's length: a bar that is shorter is a dash and
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
-STOP = 0.65  # quality of a reading that ends the search
+STOP = 0.65  # of the image's contrast: a reading that explains so much ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame
 FRAMED_HEIGHT = 0.4  # of a region's height: a sure digit that tall in it, and it is not cut
 
@@ -1147,21 +1147,27 @@ class Reading:
     """What was read in one interpretation of an image."""
 
     digits: list  # Regions
-    mass: float = 1.0  # what there was to explain
-    candidates: int = 0  # regions that lie in no other
+    mass: float = 1.0  # what there was to explain,
+    framed: float = 1.0  # and that over what is left of it without the frames around digits
+    candidates: int = 0  # regions among which they were chosen
     quarters: int = 0  # by which the image was turned to the left
     shape: tuple = (0, 0)  # of the image before that, and
     scale: float = 1.0  # from the pixels that were read to the original's
 
     @property
     def evidence(self):
-        """What the digits explain as far as it speaks for them, in units of mass."""
-        return sum(digit.evidence for digit in self.digits)
+        """The gain as far as it speaks for the reading."""
+        return sum(digit.evidence for digit in self.digits) * self.framed
+
+    @property
+    def gain(self):
+        """What the digits explain, their frames with them, in units of mass."""
+        return sum(digit.gain for digit in self.digits) * self.framed
 
     @property
     def quality(self):
-        """The share of what there was to explain that the digits explain, in [0, 1]."""
-        return sum(digit.gain for digit in self.digits) / self.mass
+        """The share of what there was to explain in this interpretation, in [0, 1]."""
+        return self.gain / self.mass
 
     @property
     def rank(self):
@@ -1216,18 +1222,21 @@ def read_ink(ink, energy, network, one):
     loose = [r for r, free in zip(loose, apart, strict=True) if free]
     digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
-    return Reading(digits, max(1e-6, mass_to_explain(everything, digits)), len(roots))
+    bare = max(1e-6, mass_to_explain(everything, digits))
+    mass = max(mass, bare)
+    return Reading(digits, mass, mass / bare, len(everything))
 
 
 def read_pixels(rgb, network, one):
     """Return the best Reading of an image among its interpretations.
 
-    The search ends with a reading that leaves little to explain. Where none does, or 1s do it,
+    The search ends with a reading that explains most of the image. Where none does, or 1s do it,
     the likeliest map is read turned by a quarter, too: at least three digits besides 1s, into
     which lines turn, so that no 6 becomes a 9.
     """
     energy, best, first = edge_energy(rgb), Reading([]), None
-    if not energy.any():  # blank
+    enough = STOP * float(energy.sum())
+    if not enough:  # blank
         return best
     for ink in interpretations(rgb):
         reading = read_ink(ink, energy, network, one)
@@ -1235,9 +1244,9 @@ def read_pixels(rgb, network, one):
             likeliest, first = ink, reading
         if reading.rank > best.rank:
             best = reading
-        if best.quality > STOP:
+        if best.gain > enough:
             break
-    if first and first.candidates > 2 and not one and best.evidence < STOP * best.mass:
+    if first and first.candidates > 2 and not one and best.evidence < enough:
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
