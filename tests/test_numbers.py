@@ -11,6 +11,7 @@ from scenes import (
     drawn,
     inked,
     lines_in,
+    network,
     photographed,
     placed,
     ruled,
@@ -198,7 +199,8 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
         text = some_text(random, 5, 8)
         ink = written(random, text, height=34, gap=(0.6, 1))  # from afar, a line looks like a 1
         size = round(1.5 * ink.shape[1]), round(1.1 * ink.shape[1])
-        picture = on_paper(random, placed(ink, size, random=random))
+        paper = ruled(size, random, 40, grid=True) if number % 4 > 1 else PAPER
+        picture = photographed(inked(paper, placed(ink, size, random=random), PEN), random)
         turned = lines_in(np.rot90(picture, number % 2 * 2 + 1).copy())
         right[number % 2] += predictor.text_of(turned) == text
         for digit in itertools.chain(*turned):
@@ -208,6 +210,19 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
     assert min(right) >= 8  # of 10 to either side
     six = placed(drawn(some_digit(random, label=6)[0], 90), (240, 240), (75, 75))
     assert text_in(on_paper(random, np.rot90(six, 2).copy())) != "6"
+
+
+def test_the_search_goes_on_while_most_of_the_image_is_unexplained(monkeypatch):
+    random = np.random.default_rng(24)
+    small, large = (
+        placed(drawn(some_digit(random, label)[0], height), (400, 300), corner)
+        for label, height, corner in ((3, 40, (20, 20)), (8, 200, (200, 50)))
+    )
+    picture = on_paper(random, small + large)
+    for label, maps in ((3, [small]), (8, [small, large])):
+        monkeypatch.setattr(predictor, "interpretations", lambda rgb, maps=maps: iter(maps))
+        reading = predictor.read_pixels(picture, network(), one=False)
+        assert [digit.digit for digit in reading.digits] == [label]
 
 
 # --- One digit or many -----------------------------------------------------------
