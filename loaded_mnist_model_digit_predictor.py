@@ -1185,7 +1185,7 @@ class Reading:
         return tuple(round(float(edge) * self.scale) for edge in (left, top, right, bottom))
 
 
-def mass_to_explain(regions, digits):
+def mass_without_frames(regions, digits):
     """Return the mass of the outermost of regions, without those that frame one of digits.
 
     A box, a circle, a sheet or a desk lies all around a digit and needs no other reason.
@@ -1222,7 +1222,7 @@ def read_ink(ink, energy, network, one):
     loose = [r for r, free in zip(loose, apart, strict=True) if free]
     digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
-    bare = max(1e-6, mass_to_explain(everything, digits))
+    bare = max(1e-6, mass_without_frames(everything, digits))
     mass = max(mass, bare)
     return Reading(digits, mass, mass / bare, len(everything))
 
