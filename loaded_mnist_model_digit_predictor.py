@@ -1303,7 +1303,7 @@ def mark_uncertain(reading):
     """
     if len(reading.digits) == 1:
         explained, sure, least = reading.quality, reading.digits[0].confidence, 0.0
-    else:  # 1s explain less, as above
+    else:  # 1s explain less, as above, and a cut leaves doubt which digits there are
         explained = reading.evidence / reading.mass
         sure, least = np.mean([d.certainty for d in reading.digits]), CERTAIN_IN_NUMBER
     for digit in reading.digits:
