@@ -1305,9 +1305,11 @@ def mark_uncertain(reading):
         explained, sure, least = reading.quality, reading.digits[0].confidence, 0.0
     else:  # 1s explain less, as above, and a cut leaves doubt which digits there are
         explained = reading.evidence / reading.mass
-        sure, least = np.mean([d.certainty for d in reading.digits]), CERTAIN_IN_NUMBER
+        sure = float(np.mean([digit.certainty for digit in reading.digits]))
+        least = CERTAIN_IN_NUMBER
+    foreign = explained * sure < CERTAIN
     for digit in reading.digits:
-        digit.uncertain = bool(explained * sure < CERTAIN) or digit.confidence < least
+        digit.uncertain = foreign or digit.confidence < least
 
 
 def read_digits(rgb, network, scale=1.0, one=False):

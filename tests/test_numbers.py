@@ -83,8 +83,8 @@ def page(inks, leading):
     return sheet
 
 
-def on_paper(random, ink):
-    return photographed(inked(PAPER, ink, PEN), random)
+def on_paper(random, ink, paper=PAPER):
+    return photographed(inked(paper, ink, PEN), random)
 
 
 def with_margin(random, ink):
@@ -121,7 +121,7 @@ def lines_of(count, height, leading, rulings=False):
         texts = [some_text(random, 3, 6) for _ in range(count)]
         ink = page([written(random, text, height) for text in texts], leading)
         paper = ruled(ink.shape[::-1], random, 40) if rulings else PAPER
-        return photographed(inked(paper, ink, PEN), random), "\n".join(texts)
+        return on_paper(random, ink, paper), "\n".join(texts)
 
     return kind
 
@@ -200,7 +200,7 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
         ink = written(random, text, height=34, gap=(0.6, 1))  # from afar, a line looks like a 1
         size = round(1.5 * ink.shape[1]), round(1.1 * ink.shape[1])
         paper = ruled(size, random, 40, grid=True) if number % 4 > 1 else PAPER
-        picture = photographed(inked(paper, placed(ink, size, random=random), PEN), random)
+        picture = on_paper(random, placed(ink, size, random=random), paper)
         turned = lines_in(np.rot90(picture, number % 2 * 2 + 1).copy())
         right[number % 2] += predictor.text_of(turned) == text
         for digit in itertools.chain(*turned):
