@@ -112,7 +112,7 @@ BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.65  # of the image's contrast: a reading that explains so much ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame
-FRAMED_HEIGHT = 0.4  # of a region's height: a sure digit that tall in it, and it is not cut
+FRAMED_HEIGHT = 0.4  # of a region's height: a digit so tall in it explains it, and it is not cut
 
 # Doubt
 CERTAIN = 0.53  # share explained * mean certainty; less, and what was read may be no number
@@ -1148,7 +1148,7 @@ class Reading:
 
     digits: list  # Regions
     mass: float = 1.0  # what there was to explain,
-    framed: float = 1.0  # and that over what is left of it without the frames around digits
+    framed: float = 1.0  # and that over what is left of it without the digits' own frames
     candidates: int = 0  # regions among which they were chosen
     quarters: int = 0  # by which the image was turned to the left
     shape: tuple = (0, 0)  # of the image before that, and
@@ -1171,8 +1171,12 @@ class Reading:
 
     @property
     def rank(self):
-        """What decides between interpretations."""
-        return self.evidence * self.quality
+        """What decides between interpretations.
+
+        The evidence counts twice, or the half of a number that lies in the light would win:
+        what is in the dark belongs, in that map, to nothing that there is to explain.
+        """
+        return self.evidence**2 * self.quality
 
     def box(self, region):
         """Return a region's box (left, top, right, bottom) in pixels of the original."""
@@ -1185,12 +1189,15 @@ class Reading:
         return tuple(round(float(edge) * self.scale) for edge in (left, top, right, bottom))
 
 
-def mass_without_frames(regions, digits):
+def mass_without_frames(regions, digits, share=1.0):
     """Return the mass of the outermost of regions, without those that frame one of digits.
 
     A box, a circle, a sheet or a desk lies all around a digit and needs no other reason.
+    With share, only those count as frames of whose height a digit takes no more than that.
     """
-    frames = containment(regions, digits, CLEARANCE).any(axis=1)
+    largest = share * np.array([[r.height] for r in regions])
+    framing = containment(regions, digits, CLEARANCE) & ([d.height for d in digits] <= largest)
+    frames = framing.any(axis=1)
     rest = [r for r, frame in zip(regions, frames, strict=True) if not frame or r in digits]
     return max(sum(r.mass for r in outermost(rest)), sum(d.mass for d in digits))
 
@@ -1223,7 +1230,7 @@ def read_ink(ink, energy, network, one):
     digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
     bare = max(1e-6, mass_without_frames(everything, digits))
-    mass = max(mass, bare)
+    mass = max(bare, mass_without_frames(everything, digits, FRAMED_HEIGHT))
     return Reading(digits, mass, mass / bare, len(everything))
 
 

@@ -225,6 +225,19 @@ def test_the_search_goes_on_while_most_of_the_image_is_unexplained(monkeypatch):
         assert [digit.digit for digit in reading.digits] == [label]
 
 
+def test_a_map_that_has_lost_half_of_a_number_does_not_win(monkeypatch):
+    random = np.random.default_rng(25)
+    number = placed(written(random, "835026", gap=(0.5, 0.6)), (640, 300), (20, 20))
+    blot = np.zeros_like(number)
+    cv2.drawMarker(blot, (400, 200), 1, cv2.MARKER_STAR, 170, 14)
+    half = number.copy()
+    half[:, 250:] = 0
+    maps = [number + blot, half]
+    monkeypatch.setattr(predictor, "interpretations", lambda rgb: iter(maps))
+    reading = predictor.read_pixels(on_paper(random, maps[0]), network(), one=False)
+    assert predictor.text_of(predictor.group_lines(reading.digits)) == "835026"
+
+
 # --- One digit or many -----------------------------------------------------------
 
 
@@ -318,3 +331,19 @@ def test_a_1_like_the_other_digits_is_kept_at_the_border_and_so_is_any_lone_digi
         lone = [candidate(digit, cutoff=0.3)]
         assert predictor.in_context(lone) == lone
     assert predictor.in_context([]) == []
+
+
+def test_what_is_close_around_a_digit_is_explained_with_it():
+    digit, circle, sheet = (candidate(8, length, mass=length) for length in (40, 80, 400))
+    for frame, margin in ((circle, 15), (sheet, 150)):
+        frame.left, frame.top, frame.right, frame.bottom = (
+            -margin,
+            -margin,
+            20 + margin,
+            40 + margin,
+        )
+    everything = [digit, circle, sheet]
+    assert predictor.mass_without_frames(everything, [digit]) == digit.mass
+    share = predictor.FRAMED_HEIGHT
+    assert predictor.mass_without_frames(everything, [digit], share) == circle.mass
+    assert predictor.mass_without_frames(everything, []) == sheet.mass
