@@ -6,7 +6,7 @@ prints one line an image: its name, the digits in reading order and how sure the
 network is of them. The network is models/mnist_model.h5, which the companion
 script mnist_cnn_with_dropout.py trained; it is evaluated here in NumPy, so that
 an answer comes 0.19 s after the start (median of 9), before TensorFlow would have
-been loaded. Of 711 single digits that people drew, photographed and scanned, 707
+been loaded. Of 711 single digits that people drew, photographed and scanned, 708
 are read right (one run, nothing in it is random).
 
 Chapters: limits; file to pixels; pixels to ink; ink to regions; regions to 28x28;
