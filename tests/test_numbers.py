@@ -336,12 +336,8 @@ def test_a_1_like_the_other_digits_is_kept_at_the_border_and_so_is_any_lone_digi
 def test_what_is_close_around_a_digit_is_explained_with_it():
     digit, circle, sheet = (candidate(8, length, mass=length) for length in (40, 80, 400))
     for frame, margin in ((circle, 15), (sheet, 150)):
-        frame.left, frame.top, frame.right, frame.bottom = (
-            -margin,
-            -margin,
-            20 + margin,
-            40 + margin,
-        )
+        frame.left = frame.top = -margin
+        frame.right, frame.bottom = 20 + margin, 40 + margin
     everything = [digit, circle, sheet]
     assert predictor.mass_without_frames(everything, [digit]) == digit.mass
     share = predictor.FRAMED_HEIGHT
