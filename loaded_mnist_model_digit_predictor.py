@@ -1229,7 +1229,9 @@ def read_ink(ink, energy, network, one):
     loose = [r for r, free in zip(loose, apart, strict=True) if free]
     digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
-    bare = max(1e-6, mass_without_frames(everything, digits))
+    if not digits:
+        return Reading([], candidates=len(everything))
+    bare = mass_without_frames(everything, digits)
     mass = max(bare, mass_without_frames(everything, digits, FRAMED_HEIGHT))
     return Reading(digits, mass, mass / bare, len(everything))
 
