@@ -17,6 +17,7 @@ answers; files and processes; command line.
 import argparse
 import contextlib
 import functools
+import importlib.util
 import io
 import itertools
 import json
@@ -115,7 +116,7 @@ CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a
 FRAMED_HEIGHT = 0.4  # of a region's height: a digit so tall in it explains it, and it is not cut
 
 # Doubt
-CERTAIN = 0.53  # share explained * mean certainty; less, and what was read may be no number
+CERTAIN = 0.53  # share explained * how sure of it in the mean; less, and it may be no number
 CERTAIN_IN_NUMBER = 0.75  # confidence in each of a number's digits; less, and it is marked
 
 
@@ -135,10 +136,7 @@ class Unsupported(Exception):
 
 
 def limit_seconds(seconds):
-    """Give what a sandbox calls so much processor time from now on, and ten times that to wait.
-
-    0 is any.
-    """
+    """Limit a sandbox's call, from now on, to that processor time and a longer wait; 0 is none."""
     if Sandbox.inside:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds and 10 * seconds + 30)  # for a disk
@@ -475,7 +473,8 @@ def interpretations(rgb):
 
     A map is float32 (height, width), positive on what may be ink. The likeliest come first:
     the distance from a flat background, or from an estimated one; the same for ink of the
-    other polarity; its bare brightness, which knows nothing of paper; and without rulings.
+    other polarity; that ink's bare brightness, which knows nothing of paper; and the first
+    without rulings.
     """
     flat, dark = flat_background(rgb), ink_is_dark(rgb)
     likeliest = None
@@ -555,20 +554,16 @@ class Region:
         return float(self.probabilities.max())
 
     @property
-    def spread(self):
-        """The standard deviation of the ten log-probabilities, in nats.
+    def likeness(self):
+        """How like a digit it is, in [0, 1], by the spread of the ten log-probabilities.
 
         Outlier exposure has taught the network to give what is no digit ten that lie close
         together: the other nine still do where it looks like one digit.
         """
         logs = [math.log(max(p, 1e-9)) for p in self.probabilities.tolist()]
         mean = sum(logs) / 10  # NumPy takes three times as long for ten numbers
-        return math.sqrt(sum((x - mean) ** 2 for x in logs) / 10)
-
-    @property
-    def likeness(self):
-        """How like a digit it is, in [0, 1]."""
-        return 1 / (1 + math.exp(STEEPNESS * (SPREAD - self.spread)))
+        spread = math.sqrt(sum((x - mean) ** 2 for x in logs) / 10)
+        return 1 / (1 + math.exp(STEEPNESS * (SPREAD - spread)))
 
     @property
     def certainty(self):
@@ -734,11 +729,7 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-ACTIVATIONS = {
-    "linear": lambda x: x,
-    "relu": lambda x: np.maximum(x, 0),
-    "softmax": softmax,
-}
+ACTIVATIONS = {"linear": lambda x: x, "relu": lambda x: np.maximum(x, 0), "softmax": softmax}
 
 
 def build_layer(kind, config, weights):
@@ -877,7 +868,7 @@ def load_network(path):
         try:
             return build_network(*sandbox.call(read_model, path))
         except Unsupported:
-            network = functools.partial(keras_sandbox.call, keras_network, path)
+            network = functools.partial(keras_sandbox.call, keras_answers, path)
             try_out(network)
             return network
     except (MemoryError, TimeoutError, ChildProcessError):
@@ -888,7 +879,7 @@ def load_network(path):
         raise ModelError(f"it cannot be opened ({reason}); {advice}") from None
 
 
-def keras_network(path, glyphs):
+def keras_answers(path, glyphs):
     """Return a model's answers, evaluated by Keras in this process."""
     try:
         return np.asarray(keras_model(path)(np.asarray(glyphs, np.float32)[..., None]))
@@ -969,7 +960,7 @@ def best_cover(regions, cuts):
 
 
 def cut_touching(mask, count):
-    """Return up to count - 1 straight cuts from top to bottom, evenly spread, through little ink.
+    """Return (cuts, crossed): up to count - 1 straight cuts, evenly spread, through little ink.
 
     mask is bool (height, width). A cut is a column for each row, float (cuts, height), at the
     best of SLANTS; the ink that each crosses is a share of the height, at most MAX_CROSSED.
@@ -1012,8 +1003,8 @@ def segmentation_lattice(region):
             continue
         mask = mask[top : top + height, left : left + width] > 0
         left, top = region.left + left, region.top + top
-        box = (left, top, left + width, top + height)
-        part = Region(*box, mask, region.paper, region.contrast)
+        right, bottom = left + width, top + height
+        part = Region(left, top, right, bottom, mask, region.paper, region.contrast)
         part.mass = region.mass * int(mask.sum()) / area
         part.cost = (costs[first] + costs[last]) / 2
         edges.append((first, last, part))
@@ -1033,8 +1024,8 @@ def segment_touching(regions, digits, ink, network):
     """Return (gain, digits) by region for those of regions that may be digits grown together.
 
     digits is what best_cover has read without that. The largest regions are tried that are wide
-    enough, of the digits' size, and have no sure digit inside; what is cut from one counts only
-    if it explains most of it.
+    enough, of the digits' size, and no mere frame of a sure digit; what is cut from one counts
+    only if it explains most of it.
     """
     size = find_standard(digits).height if digits else 0
     sure = [d for d in digits if d.certainty > 0.7]
@@ -1057,7 +1048,7 @@ def join_broken(digits, loose, ink, energy, network):
 
     loose are regions in which nothing was read. Single-linkage clustering merges the nearest
     first; of each merge the whole is kept if it explains more than its digits and is surer than
-    each, for a sure digit beside a mark is no piece of another. A bar looks like a 1, but may be.
+    each, for a sure digit beside a mark is no piece of another. A bar looks like a 1, and may be.
     """
     pieces, merges = [*digits, *loose], []
     boxes, lengths = np.reshape([r.box for r in pieces], (-1, 4)), [r.length for r in pieces]
@@ -1102,7 +1093,7 @@ def in_context(digits):
 # --- Lines -----------------------------------------------------------------
 
 
-def slope_of(centres, height):
+def angle_of_lines(centres, height):
     """Return the angle in radians, up to 42 degrees, at which centres best fall into lines."""
     if len(centres) < 4:
         return 0.0
@@ -1120,7 +1111,7 @@ def group_lines(regions):
     """
     height = float(np.median([r.height for r in regions]))
     centres = np.array([(r.left + r.right, r.top + r.bottom) for r in regions]) / 2
-    angle = slope_of(centres, height)
+    angle = angle_of_lines(centres, height)
     cos, sin = np.cos(angle), np.sin(angle)
     turned = dict(zip(regions, centres @ [[cos, -sin], [sin, cos]], strict=True))
     lines = []
@@ -1253,13 +1244,12 @@ def read_pixels(rgb, network, one):
         return best
     for ink in interpretations(rgb):
         reading = read_ink(ink, energy, network, one)
-        if first is None:
-            likeliest, first = ink, reading
-        if reading.rank > best.rank:
-            best = reading
+        first = first or (ink, reading)
+        best = max(best, reading, key=lambda r: r.rank)
         if best.gain > enough:
             break
-    if first and first.candidates > 2 and not one and best.evidence < enough:
+    likeliest, reading = first
+    if reading.candidates > 2 and not one and best.evidence < enough:
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
@@ -1316,7 +1306,7 @@ def mark_uncertain(reading):
     """
     if len(reading.digits) == 1:
         explained, sure, least = reading.quality, reading.digits[0].confidence, 0.0
-    else:  # 1s explain less, as above, and a cut leaves doubt which digits there are
+    else:  # 1s are less evidence, and a cut leaves doubt which digits there are
         explained = reading.evidence / reading.mass
         sure = float(np.mean([digit.certainty for digit in reading.digits]))
         least = CERTAIN_IN_NUMBER
@@ -1514,8 +1504,9 @@ def predict_file(name, network, one=False, drawn=False):
     """Return the Answer for one image file; drawn says whether it needs its pixels."""
     answer = Answer(name)
     try:
-        answer.rgb, answer.scale = decode(image_source(name))
-        answer.lines = read_digits(answer.rgb, network, answer.scale, one)
+        rgb, answer.scale = decode(image_source(name))
+        answer.rgb = rgb if drawn else None
+        answer.lines = read_digits(rgb, network, answer.scale, one)
     except ImageError as error:
         answer.error = str(error)
     except MemoryError:
@@ -1524,8 +1515,6 @@ def predict_file(name, network, one=False, drawn=False):
         raise
     except Exception:  # one image's failure is its own
         answer.error = "cannot be read, by a fault of this script; report it with the image"
-    if not drawn:
-        answer.rgb = None
     return answer
 
 
@@ -1606,8 +1595,7 @@ def with_progress(answers, total):
 
 def parse_arguments(argv=None):
     """Return the parsed command line; exit with status 2 if it is wrong."""
-    description = "Read the handwritten digits in photos, scans and drawings."
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: {text}; see --help\n")
     add, images = parser.add_argument, "image, folder of images, or - for standard input"
     add("images", nargs="*", metavar="IMAGE", help=images)
@@ -1623,6 +1611,8 @@ def parse_arguments(argv=None):
     # Path.is_dir would raise for a name that is too long.
     if plot and (plot.suffix.lower() not in kinds or isdir(plot) or not isdir(plot.parent)):
         parser.error(f"argument --plot: {plot} is no {', '.join(kinds)} in a folder that exists")
+    if (plot or options.show) and not importlib.util.find_spec("matplotlib"):
+        parser.error("--plot and --show need one more package: pip install matplotlib")
     if not options.images and not (sys.stdin and sys.stdin.isatty()):
         parser.error("give an image, a folder of images, or - for standard input")
     return options

@@ -62,7 +62,7 @@ SCALE = 0.1  # share larger or smaller, each axis by itself
 SHEAR = 0.1  # pixels sideways per pixel of height
 STROKE_WIDTH = 0.3  # share of the way to a pen 2 pixels wider, or 1 narrower
 BLURRED = 1 / 3  # share of the images that are blurred, up to the mean of 3x3 pixels
-PEN_STROKES = 0.12  # share of 1s and 7s given the strokes Europeans write
+PEN_STROKES = 0.12  # share of 1s and 7s given Europeans' strokes, once, before the training
 
 # Outlier exposure: what is no digit, drawn before the training starts.
 OUTLIERS = 16  # added to each batch
@@ -375,8 +375,8 @@ def find_keras_mnist():
         # Keras raises a bare Exception for any failed download.
         with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
             if server_answers():
-                import_keras().datasets.mnist.load_data()
-                return path
+                get_file = import_keras().utils.get_file
+                return Path(get_file("mnist.npz", MNIST_URL, file_hash=MNIST_SHA256))
     finally:
         socket.setdefaulttimeout(None)
     if damaged:
@@ -429,6 +429,8 @@ def split_data(images, labels, share, seed):
 
 
 # --- Augmentation ----------------------------------------------------------
+# What is called random_ takes and returns float32 images (batch, 28, 28) in [0, 1];
+# its seed is two integers.
 
 
 def training_batches(images, labels, outliers, batch_size, seed):
@@ -504,11 +506,7 @@ def add_pen_strokes(images, labels, seed):
 
 
 def random_affine(images, seed):
-    """Turn, scale, shear and shift each image a little, all in one resampling.
-
-    images are float32 of shape (batch, 28, 28) in [0, 1], and so is the result;
-    seed is two integers.
-    """
+    """Turn, scale, shear and shift each image a little, all in one resampling."""
     import keras
     import tensorflow as tf
 
@@ -527,11 +525,7 @@ def random_affine(images, seed):
 
 
 def random_stroke_width(images, seed):
-    """Make each image's strokes a little wider or narrower, as if written with another pen.
-
-    It is blended with its dilation or, half as far, its erosion. images are float32
-    of shape (batch, 28, 28) in [0, 1], and so is the result; seed is two integers.
-    """
+    """Blend each image with its dilation or, half as far, its erosion, as by another pen."""
     import tensorflow as tf
 
     shape = [tf.shape(images)[0], 1, 1]
@@ -542,16 +536,12 @@ def random_stroke_width(images, seed):
 
 
 def random_blur(images, seed):
-    """Blur some images, as a small or distant digit is when it is enlarged.
-
-    images are float32 of shape (batch, 28, 28) in [0, 1], and so is the result; seed
-    is two integers.
-    """
+    """Blur some images, as a small or distant digit is when it is enlarged."""
     import tensorflow as tf
 
     shape = [tf.shape(images)[0], 1, 1]
-    # Of a uniform number from there to 1, BLURRED is the share above 0.
-    share = tf.nn.relu(tf.random.stateless_uniform(shape, seed, 1 - 1 / BLURRED, 1.0))
+    lowest = 1 - 1 / BLURRED  # of numbers from there to 1, that share is above 0
+    share = tf.nn.relu(tf.random.stateless_uniform(shape, seed, lowest, 1.0))
     return images + share * (pool_3x3(tf.nn.avg_pool2d, images) - images)
 
 
@@ -890,7 +880,7 @@ def draw_mistakes(figure, result, rows=4, columns=6):
     for axes in figure.subplots(rows, columns).flat:
         axes.set_axis_off()
     for axes, index in zip(figure.axes, worst, strict=False):
-        axes.imshow(result["images"][index], cmap="gray_r")
+        axes.imshow(result["pictures"][index], cmap="gray_r")
         text = f"{labels[index]} read as {predictions[index]}\n{confidence[index]:.1%} sure"
         axes.set_title(text, fontsize=9)
     figure.suptitle(f"The {len(worst)} most confident of {len(wrong)} mistakes on the test set")
@@ -943,18 +933,21 @@ def check_output(model_path):
 
 
 def save_run(model_path, model, result, metrics):
-    """Write model, PLOTS of result and metrics: all of them or, if one fails, none."""
+    """Write model, PLOTS of result and metrics: all of them or, if one fails, none.
+
+    Each file appears whole or not at all, and none before all could be written.
+    """
     from matplotlib.figure import Figure
 
-    def save_plot(draw, size, path):
-        figure = Figure(figsize=size, layout="constrained")  # needs no display
-        draw(figure, result)
-        figure.savefig(path, dpi=120)
-
-    writers = {name: functools.partial(save_plot, *plot) for name, plot in PLOTS.items()}
-    writers["metrics.json"] = lambda path: path.write_text(json.dumps(metrics, indent=2) + "\n")
-    writers[model_path.name] = lambda path: save_model(model, path)
-    write_all(model_path.parent, writers)
+    with tempfile.TemporaryDirectory(prefix=".", dir=model_path.parent) as folder:
+        for name, (draw, size) in PLOTS.items():
+            figure = Figure(figsize=size, layout="constrained")  # needs no display
+            draw(figure, result)
+            figure.savefig(Path(folder, name), dpi=120)
+        Path(folder, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        save_model(model, Path(folder, model_path.name))
+        for path in reversed(output_files(model_path)):  # the model's last
+            os.replace(Path(folder, path.name), path)
 
 
 def save_model(model, path):
@@ -965,23 +958,11 @@ def save_model(model, path):
     model.save(path, include_optimizer=False)
 
 
-def write_all(folder, writers):
-    """Call writers, a dict of name to function(temporary path), then move all into folder.
-
-    Each file appears whole or not at all, and none before all could be written.
-    """
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
-        for name, write in writers.items():
-            write(Path(temporary, name))
-        for name in writers:
-            os.replace(Path(temporary, name), folder / name)
-
-
 # --- Command line ----------------------------------------------------------
 
 
 def run(options):
-    """Load, train, calibrate, evaluate once on the test set, save and report."""
+    """Load, train, calibrate, evaluate once on the test set, save, and return the result."""
     start = time.perf_counter()
     check_output(options.output or OUTPUT)
     (x_train, y_train, x_test, y_test), data = load_data(options.data)
@@ -1010,11 +991,9 @@ def run(options):
         "versions": {"python": sys.version.split()[0], **{n: version(n) for n in PACKAGES}},
         "seconds": time.perf_counter() - start,
     }
-    result = {**metrics, "images": x_test, "labels": y_test, "probabilities": probabilities}
+    result = {**metrics, "pictures": x_test, "labels": y_test, "probabilities": probabilities}
     save_run(options.output, model, result, metrics)
-    report(options, result)
-    if options.show:
-        show_plots(result)
+    return result
 
 
 def choose_output(options, data):
@@ -1039,13 +1018,13 @@ def report(options, result):
     if not options.quiet:
         predictions = result["probabilities"].argmax(axis=1)
         print(classification_report(result["labels"], predictions, digits=4, zero_division=0))
-    print(f"{summarize(result)}, calibration error {result['calibration_error']:.2%}")
+    print(f"{summarize(result)}, calibration error {result['calibration_error']:.2%}", flush=True)
     if not options.quiet:
         print("Saved:", *(str(path) for path in output_files(options.output)), sep="\n  ")
         standard = Path(__file__).parent / OUTPUT  # what the predictor reads
         same = options.output.resolve() == standard.resolve()
         model = "" if same else f" --model {options.output}"
-        print(f"Next: python loaded_mnist_model_digit_predictor.py{model} YOUR_IMAGE")
+        print(f"Next: python loaded_mnist_model_digit_predictor.py{model} YOUR_IMAGE", flush=True)
 
 
 def warn(text):
@@ -1068,8 +1047,7 @@ def number(kind, low, high):
 
 def parse_arguments(argv=None):
     """Return the parsed command line; exit with status 2 if it is wrong."""
-    description = "Train a convolutional network on MNIST and save it with its plots."
-    parser = argparse.ArgumentParser(Path(__file__).name, description=description)
+    parser = argparse.ArgumentParser(Path(__file__).name, description=__doc__.splitlines()[0])
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: {text}; --help lists the options\n")
     add = parser.add_argument
     add("--data", type=Path, help=".npz in the Keras layout (default: MNIST, downloaded once)")
@@ -1084,7 +1062,11 @@ def parse_arguments(argv=None):
         ("seed", SEED, number(int, 0, 2**32 - 1), "of every random choice"),
     ):
         add(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
-    add("--no-augment", action="store_true", help="train on the images as they are")
+    add(
+        "--no-augment",
+        action="store_true",
+        help="train on the images as they are, without outliers",
+    )
     add("--show", action="store_true", help="also open the plots in windows")
     add("--quiet", action="store_true", help="print the test result only")
     return parser.parse_args(argv)
@@ -1096,9 +1078,11 @@ def main(argv=None):
         pass  # or the next file would take a closed stream's place
     os.close(spare)
     sys.stderr = sys.stderr or io.StringIO()
+    if hasattr(sys.stdout, "reconfigure"):  # a name may hold what the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parse_arguments(argv)
     try:
-        run(options)
+        result = run(options)
     except UsageError as error:
         warn(error)
         return 2
@@ -1108,6 +1092,17 @@ def main(argv=None):
     except OSError as error:
         name = error.filename or (options.output or OUTPUT).parent
         warn(f"{name}: {error.strerror or error}; earlier files are as they were")
+        return 1
+    try:
+        report(options, result)
+        if options.show:
+            show_plots(result)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # a reader, such as head, has seen enough
+            warn(f"standard output: {error.strerror or error}; the files are saved")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

