@@ -1062,11 +1062,7 @@ def parse_arguments(argv=None):
         ("seed", SEED, number(int, 0, 2**32 - 1), "of every random choice"),
     ):
         add(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
-    add(
-        "--no-augment",
-        action="store_true",
-        help="train on the images as they are, without outliers",
-    )
+    add("--no-augment", action="store_true", help="train on the images as they are, no outliers")
     add("--show", action="store_true", help="also open the plots in windows")
     add("--quiet", action="store_true", help="print the test result only")
     return parser.parse_args(argv)
