@@ -1048,7 +1048,7 @@ def join_broken(digits, loose, ink, energy, network):
 
     loose are regions in which nothing was read. Single-linkage clustering merges the nearest
     first; of each merge the whole is kept if it explains more than its digits and is surer than
-    each, for a sure digit beside a mark is no piece of another. A bar looks like a 1, and may be.
+    each: a sure digit beside a mark is no piece of another. A bar that looks like a 1 may be one.
     """
     pieces, merges = [*digits, *loose], []
     boxes, lengths = np.reshape([r.box for r in pieces], (-1, 4)), [r.length for r in pieces]
@@ -1595,7 +1595,8 @@ def with_progress(answers, total):
 
 def parse_arguments(argv=None):
     """Return the parsed command line; exit with status 2 if it is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    description = "Read the handwritten digits in photos, scans and drawings."
+    parser = argparse.ArgumentParser(description=description)
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: {text}; see --help\n")
     add, images = parser.add_argument, "image, folder of images, or - for standard input"
     add("images", nargs="*", metavar="IMAGE", help=images)

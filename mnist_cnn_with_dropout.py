@@ -933,10 +933,7 @@ def check_output(model_path):
 
 
 def save_run(model_path, model, result, metrics):
-    """Write model, PLOTS of result and metrics: all of them or, if one fails, none.
-
-    Each file appears whole or not at all, and none before all could be written.
-    """
+    """Write model, PLOTS of result and metrics: each whole, none before all could be written."""
     from matplotlib.figure import Figure
 
     with tempfile.TemporaryDirectory(prefix=".", dir=model_path.parent) as folder:
@@ -1047,7 +1044,8 @@ def number(kind, low, high):
 
 def parse_arguments(argv=None):
     """Return the parsed command line; exit with status 2 if it is wrong."""
-    parser = argparse.ArgumentParser(Path(__file__).name, description=__doc__.splitlines()[0])
+    description = "Train a convolutional network on MNIST and save it with its plots."
+    parser = argparse.ArgumentParser(Path(__file__).name, description=description)
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: {text}; --help lists the options\n")
     add = parser.add_argument
     add("--data", type=Path, help=".npz in the Keras layout (default: MNIST, downloaded once)")
