@@ -601,7 +601,7 @@ def component_tree(ink, energy):
     speck = max(4, SPECK * max(ink.shape))
     known, regions = np.zeros((0, 4), int), []
     for level in LEVELS:
-        mask = (ink > level * strongest).astype(np.uint8)
+        mask = (ink > level * strongest).view(np.uint8)
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         large = (stats[:, 4] >= 6) & (stats[:, 2:4].max(axis=1) >= speck)
         large = 1 + np.flatnonzero(large[1:])  # 0 is what is no ink
@@ -624,7 +624,7 @@ def measure(region, ink, energy):
     (height, width), reach = ink.shape, 2 + region.length // 12
     rooms = region.top, height - region.bottom, region.left, width - region.right
     margins = [min(reach, room) for room in rooms]
-    mask = cv2.copyMakeBorder(region.mask.astype(np.uint8), *margins, cv2.BORDER_CONSTANT)
+    mask = cv2.copyMakeBorder(region.mask.view(np.uint8), *margins, cv2.BORDER_CONSTANT)
     top, left = region.top - margins[0], region.left - margins[2]
     around = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
     near = cv2.dilate(mask, np.ones((5, 5), np.uint8))
@@ -664,22 +664,22 @@ def normalize_digit(region, ink):
     centre of mass to the middle.
     """
     pixels = ink[region.top : region.bottom, region.left : region.right]
-    rim = cv2.dilate(region.mask.astype(np.uint8), np.ones((3, 3), np.uint8))  # anti-aliased
+    rim = cv2.dilate(region.mask.view(np.uint8), None)  # anti-aliased
     above = np.maximum(pixels - region.paper, 0)
     pixels = cv2.convertScaleAbs(above, alpha=255 / region.contrast) * rim
     factor = GLYPH_SIDE / region.length
     if factor < 1:  # keep hairlines from fading when they are shrunk
-        pixels = cv2.dilate(pixels, np.ones([int(np.ceil(1 / factor))] * 2, np.uint8))
+        pixels = cv2.dilate(pixels, np.ones([math.ceil(1 / factor)] * 2, np.uint8))
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     pixels = set_stroke_width(resized(pixels, factor, method))
-    left, top, width, height = cv2.boundingRect((pixels > 76).astype(np.uint8))
+    left, top, width, height = cv2.boundingRect((pixels > 76).view(np.uint8))
     if width:
         pixels = pixels[top : top + height, left : left + width]
     pixels = resized(pixels, 20 / max(pixels.shape))
     (height, width), moments = pixels.shape, cv2.moments(pixels)
     mass = max(moments["m00"], 1e-6)
-    top = int(np.clip(round(13.5 - moments["m01"] / mass), 0, 28 - height))
-    left = int(np.clip(round(13.5 - moments["m10"] / mass), 0, 28 - width))
+    top = min(max(0, round(13.5 - moments["m01"] / mass)), 28 - height)
+    left = min(max(0, round(13.5 - moments["m10"] / mass)), 28 - width)
     glyph = np.zeros((28, 28), np.float32)
     glyph[top : top + height, left : left + width] = pixels
     return glyph / 255
@@ -691,7 +691,7 @@ def set_stroke_width(pixels):
     A stripe's pixels lie a quarter of its width from its edge on average, so
     four times the mean of the distance transform is the width.
     """
-    inked = cv2.copyMakeBorder((pixels > 127).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    inked = cv2.copyMakeBorder((pixels > 127).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     distance = cv2.distanceTransform(inked, cv2.DIST_L2, 5)
     pen = 4 * cv2.mean(distance, inked)[0] - 1
     missing, excess = round(PEN_WIDTHS[0] - pen), round(min(pen - PEN_WIDTHS[1], 0.4 * pen))
@@ -712,15 +712,19 @@ def rotated_views(glyph):
 
 def convolve(x, kernel):
     """Return a valid convolution of x (n, h, w, c) with a kernel (kh, kw, c, filters)."""
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(1, 2))
-    return np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
+    rows, columns, _, filters = kernel.shape
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    shifts = [x[:, r : r + height, c : c + width] for r, c in np.ndindex(rows, columns)]
+    return np.tensordot(np.concatenate(shifts, axis=3), kernel.reshape(-1, filters), 1)
 
 
 def max_pool(x, size):
     """Return the maxima of x (n, h, w, c) over tiles of size (rows, columns)."""
-    windows = np.lib.stride_tricks.sliding_window_view(x, size, axis=(1, 2))
-    tiles = windows[:, :: size[0], :: size[1]]
-    return functools.reduce(np.maximum, (tiles[..., r, c] for r, c in np.ndindex(*size)))
+    for axis, step in enumerate(size, 1):
+        x = np.moveaxis(x, axis, 0)
+        parts = [x[i : len(x) // step * step : step] for i in range(step)]
+        x = np.moveaxis(functools.reduce(np.maximum, parts), 0, axis)
+    return x
 
 
 def softmax(logits):
@@ -729,7 +733,7 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-ACTIVATIONS = {"linear": lambda x: x, "relu": lambda x: np.maximum(x, 0), "softmax": softmax}
+ACTIVATIONS = {"linear": lambda x: x, "relu": lambda x: np.maximum(x, 0, x), "softmax": softmax}
 
 
 def build_layer(kind, config, weights):
@@ -925,9 +929,13 @@ def containment(outer, inner, clearance=0.0):
     return (big[:, None] <= small - distance[:, None]).all(axis=2)
 
 
-def outermost(regions):
-    """Return those of regions that lie in no other, nor along the image's border."""
-    in_none = containment(regions, regions).sum(axis=0) == 1
+def outermost(regions, holds, frames=()):
+    """Return those of regions that lie in no other but frames, nor along the image's border.
+
+    holds is which of regions holds which, as containment returns it.
+    """
+    others = np.array([r not in frames for r in regions])
+    in_none = others & (holds[others].sum(axis=0) == 1)
     return [r for r, outer in zip(regions, in_none, strict=True) if outer and r.cutoff < 0.5]
 
 
@@ -1184,7 +1192,7 @@ class Reading:
         return tuple(round(float(edge) * self.scale) for edge in (left, top, right, bottom))
 
 
-def mass_without_frames(regions, digits, share=1.0):
+def mass_without_frames(regions, holds, digits, share=1.0):
     """Return the mass of the outermost of regions, without those that frame one of digits.
 
     A box, a circle, a sheet or a desk lies all around a digit and needs no other reason.
@@ -1192,9 +1200,9 @@ def mass_without_frames(regions, digits, share=1.0):
     """
     largest = share * np.array([[r.height] for r in regions])
     framing = containment(regions, digits, CLEARANCE) & ([d.height for d in digits] <= largest)
-    frames = framing.any(axis=1)
-    rest = [r for r, frame in zip(regions, frames, strict=True) if not frame or r in digits]
-    return max(sum(r.mass for r in outermost(rest)), sum(d.mass for d in digits))
+    frames = {regions[i] for i in np.flatnonzero(framing.any(axis=1))}.difference(digits)
+    rest = outermost(regions, holds, frames)
+    return max(sum(r.mass for r in rest), sum(d.mass for d in digits))
 
 
 def read_ink(ink, energy, network, one):
@@ -1202,7 +1210,8 @@ def read_ink(ink, energy, network, one):
     regions = sorted(component_tree(ink, energy), key=lambda r: -r.mass)
     if not regions:
         return Reading([])
-    everything, roots = regions, outermost(regions)
+    everything, holds = regions, containment(regions, regions)
+    roots = outermost(regions, holds)
     mass = sum(r.mass for r in roots)
 
     regions, light = regions[:HEAVY], regions[HEAVY:]
@@ -1226,8 +1235,8 @@ def read_ink(ink, energy, network, one):
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
     if not digits:
         return Reading([], candidates=len(everything))
-    bare = mass_without_frames(everything, digits)
-    mass = max(bare, mass_without_frames(everything, digits, FRAMED_HEIGHT))
+    bare = mass_without_frames(everything, holds, digits)
+    mass = max(bare, mass_without_frames(everything, holds, digits, FRAMED_HEIGHT))
     return Reading(digits, mass, mass / bare, len(everything))
 
 

@@ -339,7 +339,8 @@ def test_what_is_close_around_a_digit_is_explained_with_it():
         frame.left = frame.top = -margin
         frame.right, frame.bottom = 20 + margin, 40 + margin
     everything = [digit, circle, sheet]
-    assert predictor.mass_without_frames(everything, [digit]) == digit.mass
+    holds = predictor.containment(everything, everything)
+    assert predictor.mass_without_frames(everything, holds, [digit]) == digit.mass
     share = predictor.FRAMED_HEIGHT
-    assert predictor.mass_without_frames(everything, [digit], share) == circle.mass
-    assert predictor.mass_without_frames(everything, []) == sheet.mass
+    assert predictor.mass_without_frames(everything, holds, [digit], share) == circle.mass
+    assert predictor.mass_without_frames(everything, holds, []) == sheet.mass
