@@ -35,8 +35,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's: images run in parallel instead
-import cv2
-import numpy as np
+
+try:
+    import cv2
+    import numpy as np
+except ImportError as error:
+    sys.exit(f"{error}; pip install -r requirements.txt")
 
 MODEL = Path(__file__).resolve().parent / "models" / "mnist_model.h5"
 MAX_WORKERS = 8  # processes that read at once; each may take the memory of a large image
@@ -733,7 +737,11 @@ def softmax(logits):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-ACTIVATIONS = {"linear": lambda x: x, "relu": lambda x: np.maximum(x, 0, x), "softmax": softmax}
+ACTIVATIONS = {
+    "linear": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0, out=x),  # in place: a layer has just made it
+    "softmax": softmax,
+}
 
 
 def build_layer(kind, config, weights):
@@ -1520,7 +1528,7 @@ def predict_file(name, network, one=False, drawn=False):
         answer.error = str(error)
     except MemoryError:
         answer.error = "too large for this machine's memory; reduce it first"
-    except ModelError:  # is every image's
+    except (ModelError, ImportError):  # are every image's
         raise
     except Exception:  # one image's failure is its own
         answer.error = "cannot be read, by a fault of this script; report it with the image"
@@ -1669,6 +1677,9 @@ def main(argv=None):
         return run(options)
     except ModelError as error:
         warn(f"{printable(options.model)}: {error}")
+        return 2
+    except ImportError as error:
+        warn(f"{error}; pip install -r requirements.txt")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -35,7 +35,10 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError as error:
+    sys.exit(f"{error}; pip install -r requirements.txt")
 
 # The training, as specified: change these on the command line, not here.
 EPOCHS = 10
@@ -1079,6 +1082,9 @@ def main(argv=None):
         result = run(options)
     except UsageError as error:
         warn(error)
+        return 2
+    except ImportError as error:
+        warn(f"{error}; pip install -r requirements.txt")
         return 2
     except KeyboardInterrupt:
         warn("interrupted; earlier files are as they were")

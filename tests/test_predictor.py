@@ -20,7 +20,7 @@ import pillow_heif
 import pytest
 from odd_images import clear_digit, picture_of
 from PIL import Image
-from runs import PREDICTOR, imported, run_predictor
+from runs import PREDICTOR, SCRIPT, imported, run_predictor, run_script
 from scenes import WHITE, as_file, drawn, inked, lines_in, mnist, network, placed, text_in
 
 import loaded_mnist_model_digit_predictor as predictor
@@ -319,6 +319,21 @@ def test_standard_model_is_read_without_tensorflow(album):
     result = run_predictor("7.png", "--plot", "seen.pdf", flags=["-X", "importtime"], cwd=album)
     assert result.out.split()[:2] == ["7.png", "7"]
     assert imported(result) & {"tensorflow", "keras", "pillow_heif", "tqdm"} == set()
+
+
+@pytest.mark.parametrize(
+    "script, package",
+    [(PREDICTOR, package) for package in ("cv2", "h5py", "PIL")]
+    + [(SCRIPT, package) for package in ("numpy", "sklearn", "keras")],
+)
+def test_missing_package_is_named_in_one_line(script, package, album, small_npz, tmp_path):
+    (tmp_path / f"{package}.py").write_text(f"raise ImportError('No module named {package}')")
+    arguments = ["7.png"] if script == PREDICTOR else ["--data", small_npz, "--epochs", "1"]
+    paths = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = run_script(script, *arguments, cwd=album, env=paths)
+    assert result.status in (1, 2) and result.out == ""
+    said = f"No module named {package}; pip install -r requirements.txt\n"
+    assert result.err.removeprefix(f"{script.name}: ") == said
 
 
 def test_plot_is_a_picture_of_all_images(album, tmp_path, call):
