@@ -1153,6 +1153,16 @@ def group_lines(regions):
 # --- Reading ---------------------------------------------------------------
 
 
+def total_gain(digits, bar_weight=1.0):
+    """Return what digits explain; of 1s, each counts half as much as the one before.
+
+    Anything straight explains itself as a 1, and stripes, a fence or a barcode are many.
+    """
+    bars = sorted((d.gain for d in digits if d.digit == 1), reverse=True)
+    bars = sum(gain / 2**rank for rank, gain in enumerate(bars))
+    return max(0.0, sum(d.gain for d in digits if d.digit != 1) + bar_weight * bars)
+
+
 @dataclass
 class Reading:
     """What was read in one interpretation of an image."""
@@ -1168,12 +1178,12 @@ class Reading:
     @property
     def evidence(self):
         """The gain as far as it speaks for the reading."""
-        return sum(digit.evidence for digit in self.digits) * self.framed
+        return total_gain(self.digits, BAR_WEIGHT) * self.framed
 
     @property
     def gain(self):
         """What the digits explain, their frames with them, in units of mass."""
-        return sum(digit.gain for digit in self.digits) * self.framed
+        return total_gain(self.digits) * self.framed
 
     @property
     def quality(self):

@@ -152,6 +152,19 @@ def on_a_turned_sheet(random, digit):
     return photographed(sheet, random)
 
 
+def on_a_striped_cloth(random, digit):
+    """Lay a sheet askew on stripes, each of which looks like a 1."""
+    stripes = np.arange(400) // random.integers(8, 24) % 2 == 1
+    cloth = np.where(stripes[None, :, None], (70, 90, 125), (210, 205, 200)).repeat(300, axis=0)
+    sheet = inked((236, 234, 230), np.pad(drawn(digit, 70), 30)).astype(np.float32)
+    height, width = sheet.shape[:2]
+    place = cv2.getRotationMatrix2D((width / 2, height / 2), random.uniform(-9, 9), 1)
+    place[:, 2] += 200 - width / 2, 150 - height / 2
+    cloth = cloth.astype(np.float32)
+    cv2.warpAffine(sheet, place, (400, 300), cloth, borderMode=cv2.BORDER_TRANSPARENT)
+    return photographed(cloth, random)
+
+
 BLACK_ON_WHITE, BLUE_ON_CREAM = (WHITE, BLACK), ((235, 230, 220), (45, 45, 60))
 PENS = [(200, 40, 40), (30, 60, 190), (20, 130, 60), (230, 130, 30), (150, 190, 240)]
 YELLOW_AND_BLUE = [((250, 235, 120), (190, 30, 60)), ((30, 60, 120), (250, 220, 80))]
@@ -181,6 +194,7 @@ SCENES = {  # and the share of digits to be read, at least
     "underlined twice": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
     "on a disc": (0.85, on_a_disc),
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
+    "on a striped cloth": (0.75, on_a_striped_cloth),
 }
 
 
