@@ -195,7 +195,7 @@ def test_viterbi_finds_what_trying_all_ways_finds():
 
 def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
     random, right = np.random.default_rng(22), [0, 0]
-    for number in range(20):
+    for number in range(12):
         text = some_text(random, 5, 8)
         ink = written(random, text, height=34, gap=(0.6, 1))  # from afar, a line looks like a 1
         size = round(1.5 * ink.shape[1]), round(1.1 * ink.shape[1])
@@ -207,7 +207,7 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
             left, top, right_edge, bottom = digit.box
             assert 0 <= left < right_edge <= picture.shape[0]
             assert 0 <= top < bottom <= picture.shape[1]
-    assert min(right) >= 8  # of 10 to either side
+    assert min(right) >= 5  # of 6 to either side
     six = placed(drawn(some_digit(random, label=6)[0], 90), (240, 240), (75, 75))
     assert text_in(on_paper(random, np.rot90(six, 2).copy())) != "6"
 

@@ -208,9 +208,9 @@ def test_digits_in_scenes_are_read(name):
 
 
 def texts_of_placed_digits():
-    """Return what is read in 500 pictures of one digit, of any size and anywhere in it."""
+    """Return what is read in 300 pictures of one digit, of any size and anywhere in it."""
     random, size = np.random.default_rng(30), (256, 256)
-    digits = [some_digit(random)[0] for _ in range(500)]
+    digits = [some_digit(random)[0] for _ in range(300)]
     inks = [drawn(digit, random.integers(30, 120)) for digit in digits]
     pictures = (inked(WHITE, placed(ink, size, random=random)).astype(np.uint8) for ink in inks)
     return [text_in(picture) for picture in pictures]
@@ -218,12 +218,12 @@ def texts_of_placed_digits():
 
 def test_single_digit_stays_single_wherever_it_is(readings):
     several = [text for text in readings["placed digits"] if len(text) != 1]
-    assert len(several) <= 5, several
+    assert len(several) <= 3, several
 
 
-@pytest.mark.parametrize("shift, lost", [(0, 0.001), (2, 0.002)], ids=["as they are", "shifted"])
+@pytest.mark.parametrize("shift, lost", [(0, 0.002), (2, 0.004)], ids=["as they are", "shifted"])
 def test_mnist_files_lose_little_on_their_way_to_the_network(shift, lost):
-    images, labels = (array[::10] for array in mnist())
+    images, labels = (array[::20] for array in mnist())
     directly = network()(images / np.float32(255)).argmax(axis=1) == labels
     images = np.roll(images, (shift, -shift), axis=(1, 2))  # not centred as MNIST's are
     files = [(as_file(image), str(label)) for image, label in zip(images, labels, strict=True)]
@@ -286,8 +286,8 @@ def blank(random):
 
 
 NOT_DIGITS = {  # how many are drawn, and how many of them may be read without a warning
-    "letters": (40, 10, lambda random: letter(random.choice(list(LETTERS)), random)),
-    "scribbles": (40, 13, scribble),
+    "letters": (24, 6, lambda random: letter(random.choice(list(LETTERS)), random)),
+    "scribbles": (24, 8, scribble),
     "stripes": (20, 3, stripes),
     "blank sheets": (12, 0, blank),
 }
