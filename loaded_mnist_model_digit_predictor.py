@@ -724,9 +724,9 @@ def convolve(x, kernel):
 
 def max_pool(x, size):
     """Return the maxima of x (n, h, w, c) over tiles of size (rows, columns)."""
-    for axis, step in enumerate(size, 1):
+    for axis, step in zip((1, 2), size, strict=True):
         x = np.moveaxis(x, axis, 0)
-        parts = [x[i : len(x) // step * step : step] for i in range(step)]
+        parts = [x[i : len(x) // step * step : step] for i in range(min(step, len(x)))]
         x = np.moveaxis(functools.reduce(np.maximum, parts), 0, axis)
     return x
 
