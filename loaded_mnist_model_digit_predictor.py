@@ -1153,14 +1153,14 @@ def group_lines(regions):
 # --- Reading ---------------------------------------------------------------
 
 
-def total_gain(digits, bar_weight=1.0):
-    """Return what digits explain; of 1s, each counts half as much as the one before.
+def total(digits, key):
+    """Return the sum of key(digit); of 1s, each counts half as much as the one before.
 
     Anything straight explains itself as a 1, and stripes, a fence or a barcode are many.
     """
-    bars = sorted((d.gain for d in digits if d.digit == 1), reverse=True)
-    bars = sum(gain / 2**rank for rank, gain in enumerate(bars))
-    return max(0.0, sum(d.gain for d in digits if d.digit != 1) + bar_weight * bars)
+    bars = sorted((key(d) for d in digits if d.digit == 1), reverse=True)
+    others = sum(key(d) for d in digits if d.digit != 1)
+    return others + sum(bar / 2**rank for rank, bar in enumerate(bars))
 
 
 @dataclass
@@ -1178,12 +1178,12 @@ class Reading:
     @property
     def evidence(self):
         """The gain as far as it speaks for the reading."""
-        return total_gain(self.digits, BAR_WEIGHT) * self.framed
+        return total(self.digits, lambda digit: digit.evidence) * self.framed
 
     @property
     def gain(self):
         """What the digits explain, their frames with them, in units of mass."""
-        return total_gain(self.digits) * self.framed
+        return total(self.digits, lambda digit: digit.gain) * self.framed
 
     @property
     def quality(self):

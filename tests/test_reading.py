@@ -142,27 +142,29 @@ def cropped(random, digit):
     return photographed(inked(WHITE, np.pad(ink, margin)), random)
 
 
-def on_a_turned_sheet(random, digit):
-    """Lay a sheet askew on a table that is darker, and bigger than it."""
-    sheet = inked((236, 234, 230), np.pad(drawn(digit, 70), 45)).astype(np.float32)
-    sheet = cv2.copyMakeBorder(sheet, *[60] * 4, cv2.BORDER_CONSTANT, value=(92, 70, 55))
-    height, width = sheet.shape[:2]
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), random.uniform(-9, 9), 1)
-    sheet = cv2.warpAffine(sheet, turn, (width, height), borderValue=(92, 70, 55))
-    return photographed(sheet, random)
+def askew_on(table, margin):
+    """Return a scene: a sheet that lies askew on a table, which is a function of random."""
+
+    def draw(random, digit):
+        ground = table(random).astype(np.float32)
+        sheet = inked((236, 234, 230), np.pad(drawn(digit, 70), margin)).astype(np.float32)
+        size, room = np.array(sheet.shape[1::-1]), ground.shape[1::-1]
+        place = cv2.getRotationMatrix2D((size / 2).tolist(), random.uniform(-9, 9), 1)
+        place[:, 2] += (room - size) / 2
+        cv2.warpAffine(sheet, place, room, ground, borderMode=cv2.BORDER_TRANSPARENT)
+        return photographed(ground, random)
+
+    return draw
 
 
-def on_a_striped_cloth(random, digit):
-    """Lay a sheet askew on stripes, each of which looks like a 1."""
+def dark_table(random):
+    return np.full((280, 280, 3), (92, 70, 55))
+
+
+def striped_cloth(random):
+    """Return stripes, each of which looks like a 1."""
     stripes = np.arange(400) // random.integers(8, 24) % 2 == 1
-    cloth = np.where(stripes[None, :, None], (70, 90, 125), (210, 205, 200)).repeat(300, axis=0)
-    sheet = inked((236, 234, 230), np.pad(drawn(digit, 70), 30)).astype(np.float32)
-    height, width = sheet.shape[:2]
-    place = cv2.getRotationMatrix2D((width / 2, height / 2), random.uniform(-9, 9), 1)
-    place[:, 2] += 200 - width / 2, 150 - height / 2
-    cloth = cloth.astype(np.float32)
-    cv2.warpAffine(sheet, place, (400, 300), cloth, borderMode=cv2.BORDER_TRANSPARENT)
-    return photographed(cloth, random)
+    return np.where(stripes[None, :, None], (70, 90, 125), (210, 205, 200)).repeat(300, axis=0)
 
 
 BLACK_ON_WHITE, BLUE_ON_CREAM = (WHITE, BLACK), ((235, 230, 220), (45, 45, 60))
@@ -187,14 +189,14 @@ SCENES = {  # and the share of digits to be read, at least
     "on a desk": (0.93, on_a_desk),
     "in a box": (0.93, scene(BLACK_ON_WHITE, heights=(80, 81), marks=box_around)),
     "cropped": (0.93, cropped),
-    "on a turned sheet": (0.93, on_a_turned_sheet),
+    "on a turned sheet": (0.93, askew_on(dark_table, 45)),
     "transparent, black": (0.93, transparent(BLACK)),
     "transparent, white": (0.93, transparent(WHITE)),
     "circled": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
     "underlined twice": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
     "on a disc": (0.85, on_a_disc),
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
-    "on a striped cloth": (0.75, on_a_striped_cloth),
+    "on a striped cloth": (0.75, askew_on(striped_cloth, 30)),
 }
 
 
@@ -221,7 +223,7 @@ def test_single_digit_stays_single_wherever_it_is(readings):
     assert len(several) <= 3, several
 
 
-@pytest.mark.parametrize("shift, lost", [(0, 0.002), (2, 0.004)], ids=["as they are", "shifted"])
+@pytest.mark.parametrize("shift, lost", [(0, 0.001), (2, 0.002)], ids=["as they are", "shifted"])
 def test_mnist_files_lose_little_on_their_way_to_the_network(shift, lost):
     images, labels = (array[::20] for array in mnist())
     directly = network()(images / np.float32(255)).argmax(axis=1) == labels
@@ -287,7 +289,7 @@ def blank(random):
 
 NOT_DIGITS = {  # how many are drawn, and how many of them may be read without a warning
     "letters": (24, 6, lambda random: letter(random.choice(list(LETTERS)), random)),
-    "scribbles": (24, 8, scribble),
+    "scribbles": (24, 7, scribble),
     "stripes": (20, 3, stripes),
     "blank sheets": (12, 0, blank),
 }
