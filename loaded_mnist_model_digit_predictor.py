@@ -90,6 +90,7 @@ MAX_REGIONS = 300  # a level, the largest; a page of digits has 200, a photo of 
 # From regions to the network's 28x28, made like MNIST's (LeCun et al., 1998)
 GLYPH_SIDE = 80  # pixels, the longer side at which stroke width is set, 4 to one of MNIST's
 PEN_WIDTHS = (8.0, 17.0)  # of those pixels; thinner and thicker pens are brought to these
+MAX_HOLES = 4  # of a digit: an 8 has two, and rough paper or a pen may add some
 VIEWS = (0, 8, -8)  # degrees by which what is read is turned for test-time augmentation
 BATCH = 16  # glyphs evaluated at once; what is made of more does not fit a core's cache
 
@@ -110,8 +111,7 @@ SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row dow
 CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
-KEEP = 0.35  # confidence, less the costs, of a digit that is kept, times what is odd about it
-SHORT_BAR = 0.4  # of the standard's length: a bar that is shorter is a dash and no 1
+KEEP = 0.35  # certainty of a digit that is kept, if it is not faint, and of an image that is turned
 ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
@@ -705,6 +705,17 @@ def set_stroke_width(pixels):
     return (cv2.dilate if missing > 0 else cv2.erode)(framed, disc)
 
 
+def count_holes(mask):
+    """Return how many holes a mask, bool (height, width), has at GLYPH_SIDE.
+
+    Neumann and Matas (2012) tell characters from texture by them, too. The network cannot: at
+    its size, a paragraph, a stamp or gravel is a smudge in the shape of some digit.
+    """
+    ink = resized(mask * np.uint8(255), GLYPH_SIDE / max(mask.shape)) > 127
+    paper = cv2.copyMakeBorder((~ink).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    return cv2.connectedComponents(paper, connectivity=4)[0] - 2  # the ink, and what is outside
+
+
 def rotated_views(glyph):
     """Return a glyph turned by VIEWS: float32 (views, 28, 28) in [0, 1]."""
     turns = [cv2.getRotationMatrix2D((13.5, 13.5), degrees, 1.0) for degrees in VIEWS]
@@ -919,11 +930,13 @@ def keras_model(path):
 
 
 def classify(regions, ink, network):
-    """Set the glyph and the probabilities of each region."""
+    """Set the glyph and the probabilities of each region, and an infinite cost of many holes."""
     if regions:
         glyphs = np.stack([normalize_digit(region, ink) for region in regions])
         for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
             region.glyph, region.probabilities = glyph, probabilities
+            if count_holes(region.mask) > MAX_HOLES:
+                region.cost = math.inf
 
 
 def containment(outer, inner, clearance=0.0):
@@ -1090,20 +1103,23 @@ def join_broken(digits, loose, ink, energy, network):
 
 
 def in_context(digits):
-    """Return the digits that are like the standard; what is small or faint must be surer.
+    """Return the digits that are like the standard; what is faint must be surer.
 
-    A bar that is longer or much shorter is a ruling, the edge of a sheet or a dash.
+    A bar that is longer is a ruling or the edge of a sheet. What is less than half as long as
+    the next longer digit is print, a dash or another mark beside a number.
     """
     if not digits:
         return []
     standard, kept = find_standard(digits), []
     for digit in digits:
-        longer, stronger = digit.length / standard.length, digit.contrast / standard.contrast
-        odd = max(1, 0.5 / longer) * max(1, 0.5 / stronger) ** 2
-        dash = digit.digit == 1 and not SHORT_BAR < longer < ALIKE
-        if digit.certainty > KEEP * odd and not dash:
+        faint = max(1, 0.5 * standard.contrast / digit.contrast)
+        ruling = digit.digit == 1 and digit.length > ALIKE * standard.length
+        if digit.certainty > KEEP * faint**2 and not ruling:
             kept.append(digit)
-    return kept
+    shortest = standard.length
+    for length in sorted((digit.length for digit in kept), reverse=True):
+        shortest = length if shortest / 2 <= length < shortest else shortest
+    return [digit for digit in kept if digit.length >= shortest]
 
 
 # --- Lines -----------------------------------------------------------------
@@ -1199,6 +1215,17 @@ class Reading:
         """
         return self.evidence**2 * self.quality
 
+    @property
+    def certainty(self):
+        """The share explained, times how sure the network is in the mean, in [0, 1].
+
+        A letter, a face or a pattern leaves the network unsure, or much unexplained.
+        """
+        if len(self.digits) == 1:
+            return self.quality * self.digits[0].confidence
+        sure = sum(digit.certainty for digit in self.digits) / max(1, len(self.digits))
+        return self.evidence / self.mass * sure  # 1s may be anything straight
+
     def box(self, region):
         """Return a region's box (left, top, right, bottom) in pixels of the original."""
         left, top, right, bottom = region.box
@@ -1263,7 +1290,8 @@ def read_pixels(rgb, network, one):
 
     The search ends with a reading that explains most of the image. Where none does, or 1s do it,
     the likeliest map is read turned by a quarter, too: at least three digits besides 1s, into
-    which lines turn, so that no 6 becomes a 9.
+    which lines turn, so that no 6 becomes a 9, and with some certainty, since printed text is
+    full of digits when it lies on its side.
     """
     energy, best, first = edge_energy(rgb), Reading([]), None
     enough = STOP * float(energy.sum())
@@ -1281,8 +1309,8 @@ def read_pixels(rgb, network, one):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
             reading = read_ink(*turned, network, one)
             reading.quarters = quarters
-            if sum(d.digit != 1 for d in reading.digits) > 2 and reading.rank > best.rank:
-                best = reading
+            if sum(d.digit != 1 for d in reading.digits) > 2 and reading.certainty > KEEP:
+                best = max(best, reading, key=lambda r: r.rank)
     best.shape = rgb.shape[:2]
     return best
 
@@ -1327,17 +1355,10 @@ def read_in_size(rgb, network, one):
 
 
 def mark_uncertain(reading):
-    """Mark the digits that may be something else; all of them where the image is no number.
-
-    A letter, a face or a pattern leaves the network unsure, or much unexplained.
-    """
-    if len(reading.digits) == 1:
-        explained, sure, least = reading.quality, reading.digits[0].confidence, 0.0
-    else:  # 1s are less evidence, and a cut leaves doubt which digits there are
-        explained = reading.evidence / reading.mass
-        sure = float(np.mean([digit.certainty for digit in reading.digits]))
-        least = CERTAIN_IN_NUMBER
-    foreign = explained * sure < CERTAIN
+    """Mark the digits that may be something else; all of them where the image is no number."""
+    foreign = reading.certainty < CERTAIN
+    # A cut leaves doubt which digits there are.
+    least = CERTAIN_IN_NUMBER if len(reading.digits) > 1 else 0.0
     for digit in reading.digits:
         digit.uncertain = foreign or digit.confidence < least
 

@@ -98,6 +98,37 @@ def arrow_to(ink, random):
     cv2.arrowedLine(ink, (tip + away, height), (tip, height), 1.0, pen, tipLength=0.25)
 
 
+def typeset(text, height, random, **options):
+    """Return a drawing, of SIZE, of text in one of Matplotlib's fonts, at that height."""
+    name = random.choice(["DejaVuSans", "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral"])
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    sheet, font = Image.new("L", SIZE), ImageFont.truetype(path, height)
+    ImageDraw.Draw(sheet).text((SIZE[0] / 2, SIZE[1] / 2), text, 255, font, "mm", **options)
+    return np.asarray(sheet, np.float32) / 255
+
+
+def print_around(ink, random):
+    """Leave, of a page of print, what lies above and below a digit."""
+    _, top, _, bottom, _ = frame_of(ink, random)
+    words = random.choice("please write the answer in this box and send form back".split(), (25, 9))
+    page = typeset("\n".join(map(" ".join, words)), random.integers(9, 16), random)
+    page[max(top, 0) : bottom] = 0
+    np.maximum(ink, page, out=ink)
+
+
+def squares(random):
+    """Return a drawing of squares at random, such as a QR code."""
+    return np.kron(random.integers(2, size=(21, 21)), np.ones((5, 5)))
+
+
+def code_beside(ink, random):
+    """Draw squares on the emptier side of a digit."""
+    left, _, right, _, _ = frame_of(ink, random)
+    room, code = max(left, SIZE[0] - right), squares(random)
+    start, width = (0 if room == left else right), min(room, code.shape[1])
+    ink[-len(code) :, start : start + width] = code[:, :width]
+
+
 def frame_of(ink, random):
     """Return the box of a drawing, 20 to 31 pixels larger to all sides, and the pen for it."""
     rows, columns = (np.flatnonzero((ink > 0.5).any(axis=axis)) for axis in (1, 0))
@@ -197,6 +228,8 @@ SCENES = {  # and the share of digits to be read, at least
     "on a disc": (0.85, on_a_disc),
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
     "on a striped cloth": (0.75, askew_on(striped_cloth, 30)),
+    "among print": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=print_around)),
+    "beside a code": (0.6, scene(BLACK_ON_WHITE, heights=(80, 81), marks=code_beside)),
 }
 
 
@@ -207,6 +240,14 @@ def test_digits_in_scenes_are_read(name):
     digits = [some_digit(random, label=number % 10) for number in range(EACH)]
     share, wrong = share_read([(draw(random, digit), str(label)) for digit, label in digits])
     assert share >= least, wrong
+
+
+def test_holes_are_those_that_a_fill_closes():
+    digits = [drawn(digit, 120) > 0.5 for digit in mnist()[0][::100]]
+    for mask in (*digits, squares(np.random.default_rng(0)) > 0.5):
+        holes = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(mask) & ~mask)[1]
+        ours = predictor.count_holes(mask)
+        assert ours == holes <= 3 or ours > predictor.MAX_HOLES < holes
 
 
 def texts_of_placed_digits():
@@ -258,13 +299,9 @@ LETTERS = "AEFHKMNRTWXYaehkmnrtwxπ&@#?%"  # none that somebody may write a digi
 
 
 def letter(character, random):
-    """Return a letter of one of Matplotlib's fonts, drawn large on noisy paper."""
-    name = random.choice(["DejaVuSans", "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral"])
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
-    sheet, font = Image.new("L", (240, 240)), ImageFont.truetype(path, random.integers(90, 150))
-    pen = ImageDraw.Draw(sheet)
-    pen.text((120, 120), character, 255, font, anchor="mm", stroke_width=random.integers(3))
-    return photographed(inked(WHITE, np.asarray(sheet, np.float32) / 255), random)
+    """Return a letter, drawn large on noisy paper."""
+    ink = typeset(character, random.integers(90, 150), random, stroke_width=random.integers(3))
+    return photographed(inked(WHITE, ink), random)
 
 
 def scribble(random):
