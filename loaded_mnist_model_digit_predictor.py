@@ -90,7 +90,8 @@ MAX_REGIONS = 300  # a level, the largest; a page of digits has 200, a photo of 
 # From regions to the network's 28x28, made like MNIST's (LeCun et al., 1998)
 GLYPH_SIDE = 80  # pixels, the longer side at which stroke width is set, 4 to one of MNIST's
 PEN_WIDTHS = (8.0, 17.0)  # of those pixels; thinner and thicker pens are brought to these
-MAX_HOLES = 4  # of a digit: an 8 has two, and rough paper or a pen may add some
+HOLE_SIDE = 40  # pixels, the longer side at which holes of two pixels and more are counted,
+MAX_HOLES = 4  # and how many a digit has at most: an 8 has two, and a rough edge may add some
 VIEWS = (0, 8, -8)  # degrees by which what is read is turned for test-time augmentation
 BATCH = 16  # glyphs evaluated at once; what is made of more does not fit a core's cache
 
@@ -706,14 +707,15 @@ def set_stroke_width(pixels):
 
 
 def count_holes(mask):
-    """Return how many holes a mask, bool (height, width), has at GLYPH_SIDE.
+    """Return how many holes a mask, bool (height, width), has; none so small as grain in a stroke.
 
     Neumann and Matas (2012) tell characters from texture by them, too. The network cannot: at
     its size, a paragraph, a stamp or gravel is a smudge in the shape of some digit.
     """
-    ink = resized(mask * np.uint8(255), GLYPH_SIDE / max(mask.shape)) > 127
+    ink = resized(mask * np.uint8(255), min(1, HOLE_SIDE / max(mask.shape))) > 127
     paper = cv2.copyMakeBorder((~ink).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
-    return cv2.connectedComponents(paper, connectivity=4)[0] - 2  # the ink, and what is outside
+    areas = cv2.connectedComponentsWithStats(paper, connectivity=4)[2][1:, 4]
+    return int((areas >= 2).sum()) - 1  # what is outside
 
 
 def rotated_views(glyph):
@@ -935,7 +937,7 @@ def classify(regions, ink, network):
         glyphs = np.stack([normalize_digit(region, ink) for region in regions])
         for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
             region.glyph, region.probabilities = glyph, probabilities
-            if count_holes(region.mask) > MAX_HOLES:
+            if region.gain > 0 and count_holes(region.mask) > MAX_HOLES:
                 region.cost = math.inf
 
 
