@@ -932,7 +932,7 @@ def keras_model(path):
 
 
 def classify(regions, ink, network):
-    """Set the glyph and the probabilities of each region, and an infinite cost of many holes."""
+    """Set the glyph and the probabilities of each region; with too many holes, it is no digit."""
     if regions:
         glyphs = np.stack([normalize_digit(region, ink) for region in regions])
         for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
