@@ -1120,7 +1120,8 @@ def in_context(digits):
             kept.append(digit)
     shortest = standard.length
     for length in sorted((digit.length for digit in kept), reverse=True):
-        shortest = length if shortest / 2 <= length < shortest else shortest
+        if shortest / 2 <= length < shortest:
+            shortest = length
     return [digit for digit in kept if digit.length >= shortest]
 
 
@@ -1225,7 +1226,7 @@ class Reading:
         """
         if len(self.digits) == 1:
             return self.quality * self.digits[0].confidence
-        sure = sum(digit.certainty for digit in self.digits) / max(1, len(self.digits))
+        sure = float(np.mean([digit.certainty for digit in self.digits]))
         return self.evidence / self.mass * sure  # 1s may be anything straight
 
     def box(self, region):

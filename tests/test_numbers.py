@@ -315,6 +315,7 @@ def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0):
     [
         {"digit": 1, "length": 70, "mass": 90},  # the side of a box
         {"digit": 1, "contrast": 0.1},  # a ruling
+        {"digit": 8, "length": 7},  # a blot
         {"digit": 0, "length": 19},  # a printed letter
         {"digit": 3, "contrast": 1e-6, "mass": 1e-6},  # it stands out by nothing
     ],
