@@ -76,12 +76,7 @@ def beside(request, tmp_path_factory):
 
 def result_of(name):
     """Return a fixture: what the long run of that name returned, once it has."""
-
-    @pytest.fixture(scope="session", name=name)
-    def result(beside):
-        return beside[name].result()
-
-    return result
+    return pytest.fixture(scope="session", name=name)(lambda beside: beside[name].result())
 
 
 readings, heavy, keras_models, trained, small_runs, failures = map(result_of, runs.LONG_RUNS)

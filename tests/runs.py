@@ -25,9 +25,17 @@ import loaded_mnist_model_digit_predictor as predictor
 import mnist_cnn_with_dropout as script
 
 SCRIPT, PREDICTOR = Path(script.__file__), Path(predictor.__file__)
+PIPE = subprocess.PIPE
 OUTPUTS = (
     "mnist_model.h5 training_curves.png confusion_matrix.png mistakes.png metrics.json".split()
 )
+
+
+def start(*command, **options):
+    """Start a command that Ctrl-C ends, its output on a pipe."""
+    # A shell's background jobs, CI's included, ignore Ctrl-C and hand that down.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, stdout=PIPE, **options)
 
 
 # --- The training script, as on a fresh machine without network ---------------
@@ -56,25 +64,17 @@ def without_network():
     return []  # the dead proxy has to do
 
 
-def start(arguments, folder):
-    """Start the script in folder, as on a fresh machine: an empty home, and no way out."""
+def start_on_a_fresh_machine(arguments, folder):
+    """Start the script in folder, with an empty home and no way out."""
     (folder / "home").mkdir()
     ours = re.compile("KERAS|MPL|XDG|TF_|.*PROXY", re.IGNORECASE)
     environment = {name: os.environ[name] for name in os.environ if not ours.match(name)}
     dead_end = "http://127.0.0.1:9"  # nothing listens on the discard port
     environment |= {"http_proxy": dead_end, "https_proxy": dead_end, "HOME": str(folder / "home")}
     environment["TF_NUM_INTRAOP_THREADS"] = "1"  # the other core is for the tests
-    return subprocess.Popen(
-        [*without_network(), sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background jobs, CI's included, ignore Ctrl-C and hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    streams = {"stdin": subprocess.DEVNULL, "stderr": PIPE, "text": True}
+    command = [*without_network(), sys.executable, *arguments]
+    return start(*command, cwd=folder, env=environment, **streams)
 
 
 Trained = namedtuple("Trained", "folder stdout stderr metrics")
@@ -82,7 +82,7 @@ Trained = namedtuple("Trained", "folder stdout stderr metrics")
 
 def train_on_a_fresh_machine(folder):
     """Run the script with no argument at all; return what it said and left."""
-    process = start([SCRIPT], folder)
+    process = start_on_a_fresh_machine([SCRIPT], folder)
     stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     models = folder / "models" / "embedded"  # never over a better model
@@ -94,10 +94,7 @@ Small = namedtuple("Small", "weights metrics history val_loss epochs")
 
 
 def train_twice(folder, data):
-    """Train two small networks with one seed; return what there is to know of each.
-
-    The validation labels are wrong, so that the training must stop early and go back.
-    """
+    """Train two networks with one seed, on wrong validation labels so that both stop early."""
     found = []
     real_split, real_train = script.split_data, script.train
 
@@ -162,7 +159,8 @@ def fill_disks_and_interrupt(folder, data):
     """Run FAILING over old files, and press Ctrl-C in the second epoch; return all about it."""
     models = folder / "models"
     old = old_files(models)
-    process = start(["-c", FAILING, SCRIPT.parent, data, *SMALL_DISKS], folder)
+    arguments = ["-c", FAILING, SCRIPT.parent, data, *SMALL_DISKS]
+    process = start_on_a_fresh_machine(arguments, folder)
     try:
         lines = []
         for line in process.stderr:
@@ -209,10 +207,8 @@ def kill_writers(folder, times, size):
 
 # --- Either script, measured ------------------------------------------------------
 
-
 # How it ended, and what it took: processor time on all cores, memory of the largest process.
 Run = namedtuple("Run", "status out err seconds megabytes", defaults=(None, None))
-
 
 # Linux counts the memory of whoever starts a program as the program's; this starter has little,
 # and inherits the children that outlive the program, so that it can tell what they took.
@@ -233,14 +229,11 @@ sys.stderr.write(json.dumps([os.waitstatus_to_exitcode(ended[pid]), seconds, mos
 
 def run_script(script, *arguments, flags=(), stdin=b"", prepare=None, **options):
     """Run a script as a person would, to its end; stdin is bytes or a file."""
-    given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", STARTER, sys.executable, *flags, script, *arguments],
-        capture_output=True,
-        timeout=60,  # on the clock of a busy machine
-        preexec_fn=prepare,
-        **{**given, **options},
-    )
+    options |= {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
+    options |= {"preexec_fn": prepare, "timeout": 60}  # seconds of a busy machine
+    starter = [sys.executable, "-I", "-S", "-c", STARTER]
+    command = [*starter, sys.executable, *flags, script, *arguments]
+    done = subprocess.run(command, capture_output=True, **options)
     err, _, used = done.stderr.decode().rpartition("[")
     status, seconds, megabytes = json.loads("[" + used)
     return Run(status, done.stdout.decode(), err, seconds, megabytes)
@@ -270,10 +263,7 @@ def read_heavy_images(folder):
 
 
 def load_through_keras(folder):
-    """Return {name: the ModelError} of models that only Keras can tell are bad.
-
-    For "good", it is the largest difference to the probabilities of the committed model.
-    """
+    """Return {name: the ModelError} of KERAS_MODELS, and how far "good" is from the network."""
     found, glyphs = {}, np.random.default_rng(1).random((20, 28, 28), np.float32)
     for name in (*KERAS_MODELS, "good"):
         path = write_model(name, folder)
@@ -295,9 +285,8 @@ def read_many_pictures():
     return {**found, "placed digits": test_reading.texts_of_placed_digits()}
 
 
-# --- What runs beside the tests, in this order ------------------------------------
-
-LONG_RUNS = {  # name of the fixture: (what to run in a new folder, the fixtures it takes besides)
+# What runs beside the tests, in this order; the name of the fixture:
+LONG_RUNS = {  # (what to run in a new folder, the fixtures it takes besides)
     "readings": (lambda folder: in_a_process(read_many_pictures),),
     "heavy": (read_heavy_images,),
     "keras_models": (functools.partial(in_a_process, load_through_keras),),

@@ -1,6 +1,7 @@
 """Tests of loaded_mnist_model_digit_predictor.py: files, the network, and the command line."""
 
 import contextlib
+import functools
 import json
 import os
 import pty
@@ -20,20 +21,12 @@ import pillow_heif
 import pytest
 from odd_images import clear_digit, picture_of
 from PIL import Image
-from runs import PREDICTOR, SCRIPT, imported, run_predictor, run_script
+from runs import PIPE, PREDICTOR, SCRIPT, imported, run_predictor, run_script, start
 from scenes import WHITE, as_file, drawn, inked, lines_in, mnist, network, placed, text_in
 
 import loaded_mnist_model_digit_predictor as predictor
 
-PIPE = subprocess.PIPE
-
-
-def start(*arguments, **options):
-    """Start the script, its answers on a pipe."""
-    # A shell's background jobs, CI's included, ignore Ctrl-C and hand that down.
-    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen([sys.executable, PREDICTOR, *arguments], stdout=PIPE, **options)
-
+start_predictor = functools.partial(start, sys.executable, PREDICTOR)
 
 # --- Files --------------------------------------------------------------------
 
@@ -53,8 +46,7 @@ def turned_file(upright, orientation, kind="PNG"):
     """Return a file whose pixels lie as a turned camera stores them."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = np.ascontiguousarray(TO_STORED[orientation](upright))
-    return as_file(stored, kind, exif=exif)
+    return as_file(TO_STORED[orientation](upright), kind, exif=exif)
 
 
 @pytest.mark.parametrize("orientation", TO_STORED)
@@ -91,18 +83,14 @@ def palette_with_transparency(image):
     return image
 
 
+CONVERTED = ("L", "P", "RGB", "RGBX", "CMYK", "YCbCr")
 MODES = {
+    **{mode: functools.partial(Image.Image.convert, mode=mode) for mode in CONVERTED},
     "1": lambda image: image.convert("1", dither=Image.Dither.NONE),
-    "L": lambda image: image,
     "LA": lambda image: see_through(image, "LA"),
-    "P": lambda image: image.convert("P"),
     "P with transparency": palette_with_transparency,
     "PA": lambda image: see_through(image, "LA").convert("PA"),
-    "RGB": lambda image: image.convert("RGB"),
     "RGBA": lambda image: see_through(image, "RGBA"),
-    "RGBX": lambda image: image.convert("RGBX"),
-    "CMYK": lambda image: image.convert("CMYK"),
-    "YCbCr": lambda image: image.convert("YCbCr"),
     "LAB": lambda image: Image.merge("LAB", [image, *[Image.new("L", image.size, 128)] * 2]),
     "I;16": lambda image: Image.fromarray(np.asarray(image, np.uint16) * np.uint16(257)),
     "I": lambda image: Image.fromarray(np.asarray(image, np.int32) * 100),
@@ -137,11 +125,9 @@ def test_every_format_reads_the_same(kind, tmp_path):
     assert [answer.lines[0][0].digit for answer in read] == [2, 5, 7]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_large_pictures_are_read(kind, tmp_path):
-    """As phones take them, 64 megapixels."""
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("PNG", {"compress_level": 1})])
+def test_pictures_as_large_as_phones_take_them_are_read(kind, options, tmp_path):
     picture = Image.fromarray(picture_of(7)).resize((9280, 6920), Image.Resampling.NEAREST)
-    options = {"PNG": {"compress_level": 1}}.get(kind, {})
     (tmp_path / "large").write_bytes(as_file(picture, kind, **options))
     result = run_predictor(tmp_path / "large")
     assert result.out.split()[1:2] == ["7"]
@@ -218,10 +204,8 @@ def album(tmp_path_factory):
 
 def test_answers_are_lines_in_natural_order_and_only_on_stdout(album, tmp_path):
     """What cannot be read is told in its place, and the others are answered."""
-    result = run_predictor(
-        "7.png", "scans", "gone.png", "blank.png", tmp_path, "scans/notes.txt", "-", cwd=album,
-        stdin=as_file(picture_of(2), "JPEG"),
-    )  # fmt: skip
+    images = ("7.png", "scans", "gone.png", "blank.png", tmp_path, "scans/notes.txt", "-")
+    result = run_predictor(*images, cwd=album, stdin=as_file(picture_of(2), "JPEG"))
     assert (result.status, result.err) == (1, "")
     lines = result.out.splitlines()
     names = [line.split("  ")[0] for line in lines]
@@ -321,14 +305,11 @@ def test_standard_model_is_read_without_tensorflow(album):
     assert imported(result) & {"tensorflow", "keras", "pillow_heif", "tqdm"} == set()
 
 
-@pytest.mark.parametrize(
-    "script, package",
-    [(PREDICTOR, package) for package in ("cv2", "h5py", "PIL")]
-    + [(SCRIPT, package) for package in ("numpy", "sklearn", "keras")],
-)
-def test_missing_package_is_named_in_one_line(script, package, album, small_npz, tmp_path):
+@pytest.mark.parametrize("package", ["cv2", "h5py", "PIL", "numpy", "sklearn", "keras"])
+def test_missing_package_is_named_in_one_line(package, album, small_npz, tmp_path):
     (tmp_path / f"{package}.py").write_text(f"raise ImportError('No module named {package}')")
-    arguments = ["7.png"] if script == PREDICTOR else ["--data", small_npz, "--epochs", "1"]
+    reading, training = (PREDICTOR, "7.png"), (SCRIPT, "--data", small_npz, "--epochs", "1")
+    script, *arguments = reading if package in ("cv2", "h5py", "PIL") else training
     paths = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = run_script(script, *arguments, cwd=album, env=paths)
     at_start = package in ("cv2", "numpy")
@@ -386,10 +367,10 @@ def test_show_without_a_display_warns_on_stderr(album, call):
 
 
 def start_at_terminal(*arguments, cwd, stdin=None):
-    """Start the script with its standard error, and stdin unless given, on a terminal of ours."""
+    """Start the predictor with its errors, and stdin unless given, on a terminal of ours."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    process = start(*arguments, stdin=stdin or theirs, stderr=theirs, cwd=cwd)
+    process = start_predictor(*arguments, stdin=stdin or theirs, stderr=theirs, cwd=cwd)
     os.close(theirs)
     return process, ours
 
@@ -422,7 +403,7 @@ def test_answers_come_at_once_and_progress_on_a_terminal_after_two_seconds(album
     arguments = "7.png", "-", "scans"
     buffered = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
     process, terminal = start_at_terminal(*arguments, cwd=album, stdin=PIPE)
-    piped = start(*arguments, stdin=PIPE, stderr=PIPE, cwd=album, env=buffered)
+    piped = start_predictor(*arguments, stdin=PIPE, stderr=PIPE, cwd=album, env=buffered)
     with process, piped:
         ready, _, _ = select.select([piped.stdout], [], [], 20)
         if not ready:
@@ -462,7 +443,7 @@ def processes():
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core, one process")
 def test_killed_processes_lose_no_image(album):
-    with start(*["7.png"] * 100, cwd=album) as process:
+    with start_predictor(*["7.png"] * 100, cwd=album) as process:
         answers = [process.stdout.readline()]
         for worker, _, parent, _ in processes():
             if parent == process.pid:
@@ -508,7 +489,7 @@ def test_image_that_ends_its_process_is_told_and_the_others_are_answered():
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_stays_behind(sent, album):
     options = {"stderr": PIPE, "cwd": album, "start_new_session": True}
-    with start(*["7.png"] * 2000, **options) as process:
+    with start_predictor(*["7.png"] * 2000, **options) as process:
         assert process.stdout.readline().split()[:2] == [b"7.png", b"7"]
         if sent == signal.SIGINT:
             os.killpg(process.pid, sent)  # as a terminal does
