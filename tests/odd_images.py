@@ -1,4 +1,4 @@
-"""Image files that are broken, heavy or of another format, for the tests of the predictor."""
+"""Image files that are broken, heavy, of another format, or odd in a way that fuzzing has found."""
 
 import functools
 import random
@@ -199,7 +199,6 @@ FOREIGN = {  # formats that Pillow or pillow_heif know and the predictor does no
     "metafile.wmf": lambda: b"\xd7\xcd\xc6\x9a" + bytes(100),
     "sequence.heifs": lambda: b"\0\0\0\x18ftypmsf9" + bytes(50),
 }
-
 
 DEFLATED = {"compression": "tiff_adobe_deflate"}
 HEAVY = {  # images below the limit on pixels that expand as much as they can, or keep decoders busy

@@ -30,12 +30,12 @@ def described(text):
     return lambda file, _: file.attrs.__setitem__("model_config", text)
 
 
-def layer(kind, **settings):
-    """Return a function that changes the settings of the first layer of a kind."""
+def layer(kind, which=0, **settings):
+    """Return a function that changes the settings of a layer of a kind, by default the first."""
 
     def change(config):
-        first = next(x for x in config["config"]["layers"] if x["class_name"] == kind)
-        first["config"].update(settings)
+        alike = [x for x in config["config"]["layers"] if x["class_name"] == kind]
+        alike[which]["config"].update(settings)
 
     return configured(change)
 
@@ -83,19 +83,19 @@ def linked(make):
 
 def outside(folder):
     """Return the path of a pipe: whoever opens it to read hangs, and so cannot go unnoticed."""
-    path = folder / "outside"
+    path = str(folder / "outside")
     os.mkfifo(path)
     return path
 
 
 def virtual(file, path, values, folder):
     layout = h5py.VirtualLayout(values.shape, "f4")
-    layout[...] = h5py.VirtualSource(str(outside(folder)), "data", values.shape)
+    layout[...] = h5py.VirtualSource(outside(folder), "data", values.shape)
     file.create_virtual_dataset(path, layout)
 
 
 def external(file, path, values, folder):
-    place = [(str(outside(folder)), 0, h5py.h5f.UNLIMITED)]
+    place = [(outside(folder), 0, h5py.h5f.UNLIMITED)]
     file.create_dataset(path, values.shape, "f4", external=place)
 
 
@@ -110,13 +110,12 @@ def executing():
 
 def function(module, name):
     """Return a function as models describe them."""
-    parts = {"class_name": "function", "config": name, "registered_name": name}
-    return {"module": module, **parts}
+    return {"module": module, "class_name": "function", "config": name, "registered_name": name}
 
 
 def reading_words(file, folder):
     """Add a layer that would read its words from a file."""
-    added("StringLookup", {"name": "x", "vocabulary": str(outside(folder))})(file, folder)
+    added("StringLookup", {"name": "x", "vocabulary": outside(folder)})(file, folder)
 
 
 def endless_heap():
@@ -154,10 +153,7 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
     "layers empty": (configured(lambda config: config["config"].update(layers=[])), ANY),
     "model class Lambda": (configured(lambda _: LAMBDA), MISFIT),
     "input of another shape": (layer("InputLayer", batch_shape=[None, 32, 32, 1]), NOT_DIGITS),
-    "no softmax": (
-        configured(lambda c: c["config"]["layers"][-1]["config"].update(activation="linear")),
-        "probabilities",
-    ),
+    "no softmax": (layer("Dense", which=-1, activation="linear"), "probabilities"),
     "output of another shape": (edited(-1, class_name="Dropout"), NOT_DIGITS),
     "a billion units": (layer("Dense", units=10**9), MISFIT),
     "same name twice": (layer("Dense", name="conv2d"), ANY),
@@ -170,10 +166,7 @@ EDITED_MODELS = {  # name: (function of the open file and a folder; the pattern 
         replaced(lambda file, path, *_: file.create_dataset(path, (10**6, 10**6), "f4")),
         HUGE,
     ),
-    "external link": (
-        linked(lambda folder: h5py.ExternalLink(str(outside(folder)), "/")),
-        ELSEWHERE,
-    ),
+    "external link": (linked(lambda folder: h5py.ExternalLink(outside(folder), "/")), ELSEWHERE),
     "soft link": (linked(lambda _: h5py.SoftLink("/model_weights/dense_1")), ELSEWHERE),
     "virtual weights": (replaced(virtual), ELSEWHERE),
     "externally stored weights": (replaced(external), ELSEWHERE),
@@ -199,7 +192,6 @@ ODD_MODELS = {
     **{name: (make, ANY) for name, make in KERAS_MODELS.items()},
     "good": (added("Activation", {"name": "x", "activation": "linear"}), ANY),  # for Keras alone
 }
-
 
 ODD_VALUES = (
     *(None, "x", "", [], [1, 2], [[]], {}, {"class_name": []}, True, 0, -1, 2.5, 28),

@@ -1,8 +1,4 @@
-"""Whatever is fed to the predictor, it answers in plain lines, soon and in little memory.
-
-The cases are tables, in odd_images.py and odd_models.py; those that look odd are what fuzzing
-has found. Property tests and mutated files follow.
-"""
+"""Whatever is fed to the predictor, it answers in plain lines, soon and in little memory."""
 
 import contextlib
 import ctypes
@@ -33,9 +29,6 @@ import loaded_mnist_model_digit_predictor as predictor
 SECONDS, MEGABYTES = 2.0, 400  # what one answer may take, of processor time and memory
 
 
-# --- What every answer is ---------------------------------------------------
-
-
 def assert_plain(text):
     """Assert that a terminal takes no harm from a line, and a person no fright."""
     assert "Traceback" not in text and "Error" not in text and "Warning" not in text, text
@@ -60,7 +53,7 @@ def assert_answers(result, patterns):
         assert pattern is None or re.search(pattern, error or answer["text"]), answer
 
 
-# --- Images -----------------------------------------------------------------
+# --- Images, and the sandbox they are decoded in ----------------------------
 
 
 def test_all_small_images_of_a_call_are_answered(tmp_path):
@@ -94,9 +87,6 @@ def test_heavy_images_take_little_time_and_memory(name, heavy):
     assert first["image"].endswith(name) and last["text"] == "7"
     assert result.err == "" and result.status in (0, 1)
     assert_quick(result)
-
-
-# --- The sandbox --------------------------------------------------------------
 
 
 def length_of_zeros(size):
@@ -188,24 +178,24 @@ def test_odd_names_are_harmless_on_a_terminal_exact_in_json_and_drawn(tmp_path):
     for folder, data in (("good", encoded("PNG")), ("bad", b"not an image")):
         (tmp_path / folder).mkdir()
         for name in ODD_NAMES:
-            paths.append(os.path.join(os.fsencode(tmp_path / folder), name))
-            with open(paths[-1], "wb") as file:
-                file.write(data)
+            paths.append(tmp_path / folder / os.fsdecode(name))
+            paths[-1].write_bytes(data)
     plot = tmp_path / "plot.png"
     shown = run_predictor("--plot", plot, *paths, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     lines = shown.out.splitlines()
     assert len(lines) == len(paths) and shown.out.isascii()
-    assert ["not an image" in line for line in lines] == [b"/bad/" in path for path in paths]
+    assert ["not an image" in line for line in lines] == [
+        path.parent.name == "bad" for path in paths
+    ]
     for line in lines:
         assert_plain(line)
     assert plot.stat().st_size > 10_000
-    model = os.path.join(os.fsencode(tmp_path), b"\xff\n7.h5")
-    with open(model, "wb") as file:
-        file.write(MODEL_BYTES)
+    model = tmp_path / "\udcff\n7.h5"  # the byte 255, a line's end
+    model.write_bytes(MODEL_BYTES)
     exact = run_predictor("--json", "--model", model, *paths)
     assert exact.out.isascii() and exact.out.replace("\n", "").isprintable()
     names = [json.loads(line)["image"] for line in exact.out.splitlines()]
-    assert [os.fsencode(name) for name in names] == paths
+    assert names == [str(path) for path in paths]
     assert (shown.status, shown.err) == (exact.status, exact.err) == (1, "")
 
 
@@ -315,11 +305,8 @@ def assert_read(rgb, scale=1.0):
     json.loads(predictor.as_json(predictor.Answer("x", lines), 3))
 
 
-SHAPES = st.one_of(
-    st.tuples(st.integers(1, 80), st.integers(1, 80)),
-    st.tuples(st.integers(1, 3), st.integers(81, 1600)),
-    st.tuples(st.integers(81, 1600), st.integers(1, 3)),
-)
+SIDES, THIN, LONG = st.integers(1, 80), st.integers(1, 3), st.integers(81, 1600)
+SHAPES = st.one_of(st.tuples(SIDES, SIDES), st.tuples(THIN, LONG), st.tuples(LONG, THIN))
 PATTERNS = {
     "noise": lambda dice, shape: dice.integers(0, 256, shape),
     "flat": lambda dice, shape: np.full(shape, dice.integers(256)),
@@ -347,16 +334,15 @@ def mutated(data, dice):
     for _ in range(dice.choice([1, 1, 2, 4])):
         at, other = dice.randrange(len(data)), dice.randrange(len(data))
         number = dice.choice([0, 1, 0x7FFF, 0xFFFF, 30_000, 0x7FFFFFFF, 0xFFFFFFFF])
-        start, end, new = dice.choice(
-            [
-                (at, at + 1, bytes([data[at] ^ 1 << dice.randrange(8)])),
-                (at, at + 1, bytes([dice.choice([0, 1, 127, 128, 255])])),
-                (at % 128, at % 128 + 4, struct.pack(dice.choice("<>") + "I", number)),
-                (at, at + dice.choice([1, 4, 100]), b""),
-                (at, at, data[other : other + 50]),
-                (max(at, 4), len(data), b""),
-            ]
-        )
+        changes = [
+            (at, at + 1, bytes([data[at] ^ 1 << dice.randrange(8)])),
+            (at, at + 1, bytes([dice.choice([0, 1, 127, 128, 255])])),
+            (at % 128, at % 128 + 4, struct.pack(dice.choice("<>") + "I", number)),
+            (at, at + dice.choice([1, 4, 100]), b""),
+            (at, at, data[other : other + 50]),
+            (max(at, 4), len(data), b""),
+        ]
+        start, end, new = dice.choice(changes)
         data[start:end] = new
     return bytes(data)
 
