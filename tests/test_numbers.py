@@ -6,19 +6,8 @@ import json
 import cv2
 import numpy as np
 import pytest
-from scenes import (
-    as_file,
-    drawn,
-    inked,
-    lines_in,
-    network,
-    photographed,
-    placed,
-    ruled,
-    share_read,
-    some_digit,
-    text_in,
-)
+import scenes
+from scenes import drawn, inked, lines_in, photographed, placed, ruled, some_digit, text_in
 
 import loaded_mnist_model_digit_predictor as predictor
 
@@ -68,19 +57,15 @@ def written(random, text, height=50, gap=(0.2, 0.4), sizes=0.05, touching=False)
                 left = touching_at(ink, digit, top, right)
             if right - left < height / 8:
                 break
-        place = ink[top : top + len(digit), left : left + digit.shape[1]]
-        np.maximum(place, digit, out=place)
+        ink = np.maximum(ink, placed(digit, ink.shape[::-1], (left, top)))
         right = max(right, left + digit.shape[1])
     return ink[:, :right]
 
 
 def page(inks, leading):
     """Return drawings of lines under each other, so many pixels from one to the next."""
-    sheet = np.zeros((leading * len(inks) + 40, max(ink.shape[1] for ink in inks) + 40), np.float32)
-    for number, ink in enumerate(inks):
-        top = 20 + number * leading
-        sheet[top : top + len(ink), 20 : 20 + ink.shape[1]] = ink
-    return sheet
+    size = max(ink.shape[1] for ink in inks) + 40, leading * len(inks) + 40
+    return sum(placed(ink, size, (20, 20 + number * leading)) for number, ink in enumerate(inks))
 
 
 def on_paper(random, ink, paper=PAPER):
@@ -167,7 +152,7 @@ KINDS = {  # and the share to be read exactly, at least
 def test_numbers_are_read_exactly(name):
     least, kind = KINDS[name]
     random = np.random.default_rng(list(KINDS).index(name))
-    share, wrong = share_read([kind(random) for _ in range(EACH)])
+    share, wrong = scenes.share_read([kind(random) for _ in range(EACH)])
     assert share >= least, wrong
 
 
@@ -214,14 +199,12 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
 
 def test_the_search_goes_on_while_most_of_the_image_is_unexplained(monkeypatch):
     random = np.random.default_rng(24)
-    small, large = (
-        placed(drawn(some_digit(random, label)[0], height), (400, 300), corner)
-        for label, height, corner in ((3, 40, (20, 20)), (8, 200, (200, 50)))
-    )
+    small = placed(drawn(some_digit(random, 3)[0], 40), (400, 300), (20, 20))
+    large = placed(drawn(some_digit(random, 8)[0], 200), (400, 300), (200, 50))
     picture = on_paper(random, small + large)
     for label, maps in ((3, [small]), (8, [small, large])):
         monkeypatch.setattr(predictor, "interpretations", lambda rgb, maps=maps: iter(maps))
-        reading = predictor.read_pixels(picture, network(), one=False)
+        reading = predictor.read_pixels(picture, scenes.network(), one=False)
         assert [digit.digit for digit in reading.digits] == [label]
 
 
@@ -234,11 +217,8 @@ def test_a_map_that_has_lost_half_of_a_number_does_not_win(monkeypatch):
     half[:, 250:] = 0
     maps = [number + blot, half]
     monkeypatch.setattr(predictor, "interpretations", lambda rgb: iter(maps))
-    reading = predictor.read_pixels(on_paper(random, maps[0]), network(), one=False)
+    reading = predictor.read_pixels(on_paper(random, maps[0]), scenes.network(), one=False)
     assert predictor.text_of(predictor.group_lines(reading.digits)) == "835026"
-
-
-# --- One digit or many -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["7", "42", "12345", "00000000"])
@@ -263,7 +243,7 @@ def two_lines():
 
 
 def test_json_has_lines_and_boxes_in_reading_order(two_lines, tmp_path, call):
-    (tmp_path / "number.png").write_bytes(as_file(two_lines))
+    (tmp_path / "number.png").write_bytes(scenes.as_file(two_lines))
     answer = json.loads(call(tmp_path, "number.png", "--json").out)
     assert answer["text"] == "2047\n0135"
     assert "".join(str(digit["digit"]) for digit in answer["digits"]) == "20470135"
@@ -285,10 +265,8 @@ def test_boxes_hold_the_digits_they_name(two_lines):
 
 
 @pytest.mark.parametrize("name", ["phone.png", "number" * 10 + ".png"])
-def test_terminal_shows_lines_under_each_other_and_plot_a_box_around_each_digit(
-    name, two_lines, tmp_path, call
-):
-    (tmp_path / name).write_bytes(as_file(two_lines))
+def test_terminal_shows_lines_below_each_other_and_plot_boxes(name, two_lines, tmp_path, call):
+    (tmp_path / name).write_bytes(scenes.as_file(two_lines))
     first, second = call(tmp_path, name, "--plot", "seen.svg").out.splitlines()
     assert first.startswith(f"{name}  2047 ")
     assert first.index("2047") == second.index("0135")

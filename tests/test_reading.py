@@ -1,35 +1,18 @@
 """Tests of loaded_mnist_model_digit_predictor.py: images of one digit, and of none."""
 
-import functools
 import itertools
+from functools import partial
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
 import pytest
+import scenes
 import scipy.ndimage
 from odd_images import SIZE, clear_digit, picture_of
 from PIL import Image, ImageDraw, ImageFont
-from scenes import (
-    BLACK,
-    WHITE,
-    as_file,
-    drawn,
-    inked,
-    lines_in,
-    mnist,
-    network,
-    photographed,
-    placed,
-    ruled,
-    shadowed,
-    share_read,
-    some_digit,
-    text_in,
-    thickened,
-    thinned,
-)
+from scenes import BLACK, WHITE, drawn, inked, lines_in, photographed, placed, ruled, thickened
 
 import loaded_mnist_model_digit_predictor as predictor
 
@@ -156,15 +139,11 @@ def on_a_disc(random, digit):
     return photographed(inked(dark, ink, WHITE), random)
 
 
-def transparent(colour):
-    """Return a scene of a colour on nothing at all, as drawing programs save it."""
-
-    def scene(random, digit):
-        opacity = placed(drawn(digit, 100), SIZE, random=random) * 255
-        pixels = np.dstack([np.full((*opacity.shape, 3), colour), opacity])
-        return as_file(pixels.astype(np.uint8))
-
-    return scene
+def transparent(random, digit, colour):
+    """A digit in a colour on nothing at all, as drawing programs save it."""
+    opacity = placed(drawn(digit, 100), SIZE, random=random) * 255
+    pixels = np.dstack([np.full((*opacity.shape, 3), colour), opacity])
+    return scenes.as_file(pixels.astype(np.uint8))
 
 
 def cropped(random, digit):
@@ -173,19 +152,15 @@ def cropped(random, digit):
     return photographed(inked(WHITE, np.pad(ink, margin)), random)
 
 
-def askew_on(table, margin):
-    """Return a scene: a sheet that lies askew on a table, which is a function of random."""
-
-    def draw(random, digit):
-        ground = table(random).astype(np.float32)
-        sheet = inked((236, 234, 230), np.pad(drawn(digit, 70), margin)).astype(np.float32)
-        size, room = np.array(sheet.shape[1::-1]), ground.shape[1::-1]
-        place = cv2.getRotationMatrix2D((size / 2).tolist(), random.uniform(-9, 9), 1)
-        place[:, 2] += (room - size) / 2
-        cv2.warpAffine(sheet, place, room, ground, borderMode=cv2.BORDER_TRANSPARENT)
-        return photographed(ground, random)
-
-    return draw
+def askew(random, digit, table, margin):
+    """A sheet that lies askew on a table, which is a function of random."""
+    ground = table(random).astype(np.float32)
+    sheet = inked((236, 234, 230), np.pad(drawn(digit, 70), margin)).astype(np.float32)
+    size, room = np.array(sheet.shape[1::-1]), ground.shape[1::-1]
+    place = cv2.getRotationMatrix2D((size / 2).tolist(), random.uniform(-9, 9), 1)
+    place[:, 2] += (room - size) / 2
+    cv2.warpAffine(sheet, place, room, ground, borderMode=cv2.BORDER_TRANSPARENT)
+    return photographed(ground, random)
 
 
 def dark_table(random):
@@ -208,10 +183,10 @@ SCENES = {  # and the share of digits to be read, at least
     "in a corner": (0.93, in_a_corner),
     "tiny": (0.93, scene(BLACK_ON_WHITE, heights=(22, 23), size=(400, 300))),
     "huge": (0.93, scene(BLACK_ON_WHITE, heights=(276, 277), size=(400, 300))),
-    "thin": (0.85, scene(BLACK_ON_WHITE, heights=(80, 160), pen=thinned)),
-    "thick": (0.93, scene(BLACK_ON_WHITE, heights=(80, 160), pen=lambda ink: thickened(ink, 7))),
-    "soft shadow": (0.93, scene(BLUE_ON_CREAM, light=functools.partial(shadowed, hard=False))),
-    "hard shadow": (0.93, scene(BLUE_ON_CREAM, light=functools.partial(shadowed, hard=True))),
+    "thin": (0.85, scene(BLACK_ON_WHITE, heights=(80, 160), pen=scenes.thinned)),
+    "thick": (0.93, scene(BLACK_ON_WHITE, heights=(80, 160), pen=partial(thickened, more=7))),
+    "soft shadow": (0.93, scene(BLUE_ON_CREAM, light=partial(scenes.shadowed, hard=False))),
+    "hard shadow": (0.93, scene(BLUE_ON_CREAM, light=partial(scenes.shadowed, hard=True))),
     "on rulings": (0.93, scene((lambda random: ruled(SIZE, random, 40), (35, 35, 80)))),
     "on a grid": (0.9, scene((lambda random: ruled(SIZE, random, 30, grid=True), (35, 35, 80)))),
     "coloured": (0.93, scene(*[(WHITE, pen) for pen in PENS])),
@@ -220,14 +195,14 @@ SCENES = {  # and the share of digits to be read, at least
     "on a desk": (0.93, on_a_desk),
     "in a box": (0.93, scene(BLACK_ON_WHITE, heights=(80, 81), marks=box_around)),
     "cropped": (0.93, cropped),
-    "on a turned sheet": (0.93, askew_on(dark_table, 45)),
-    "transparent, black": (0.93, transparent(BLACK)),
-    "transparent, white": (0.93, transparent(WHITE)),
+    "on a turned sheet": (0.93, partial(askew, table=dark_table, margin=45)),
+    "transparent, black": (0.93, partial(transparent, colour=BLACK)),
+    "transparent, white": (0.93, partial(transparent, colour=WHITE)),
     "circled": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=circle_around)),
     "underlined twice": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=lines_below)),
     "on a disc": (0.85, on_a_disc),
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
-    "on a striped cloth": (0.75, askew_on(striped_cloth, 30)),
+    "on a striped cloth": (0.75, partial(askew, table=striped_cloth, margin=30)),
     "among print": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=print_around)),
     "beside a code": (0.6, scene(BLACK_ON_WHITE, heights=(80, 81), marks=code_beside)),
 }
@@ -237,13 +212,13 @@ SCENES = {  # and the share of digits to be read, at least
 def test_digits_in_scenes_are_read(name):
     least, draw = SCENES[name]
     random = np.random.default_rng(list(SCENES).index(name))
-    digits = [some_digit(random, label=number % 10) for number in range(EACH)]
-    share, wrong = share_read([(draw(random, digit), str(label)) for digit, label in digits])
+    digits = [scenes.some_digit(random, label=number % 10) for number in range(EACH)]
+    share, wrong = scenes.share_read([(draw(random, digit), str(label)) for digit, label in digits])
     assert share >= least, wrong
 
 
 def test_holes_are_those_that_a_fill_closes():
-    for digit in mnist()[0][::100]:
+    for digit in scenes.mnist()[0][::100]:
         mask = drawn(digit, 40) > 0.5
         holes, _ = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(mask) & ~mask)
         number = (np.bincount(holes.ravel())[1:] >= 2).sum()
@@ -257,10 +232,10 @@ def test_holes_are_those_that_a_fill_closes():
 def texts_of_placed_digits():
     """Return what is read in 300 pictures of one digit, of any size and anywhere in it."""
     random, size = np.random.default_rng(30), (256, 256)
-    digits = [some_digit(random)[0] for _ in range(300)]
+    digits = [scenes.some_digit(random)[0] for _ in range(300)]
     inks = [drawn(digit, random.integers(30, 120)) for digit in digits]
     pictures = (inked(WHITE, placed(ink, size, random=random)).astype(np.uint8) for ink in inks)
-    return [text_in(picture) for picture in pictures]
+    return [scenes.text_in(picture) for picture in pictures]
 
 
 def test_single_digit_stays_single_wherever_it_is(readings):
@@ -270,11 +245,11 @@ def test_single_digit_stays_single_wherever_it_is(readings):
 
 @pytest.mark.parametrize("shift, lost", [(0, 0.001), (2, 0.002)], ids=["as they are", "shifted"])
 def test_mnist_files_lose_little_on_their_way_to_the_network(shift, lost):
-    images, labels = (array[::20] for array in mnist())
-    directly = network()(images / np.float32(255)).argmax(axis=1) == labels
+    images, labels = (array[::20] for array in scenes.mnist())
+    directly = scenes.network()(images / np.float32(255)).argmax(axis=1) == labels
     images = np.roll(images, (shift, -shift), axis=(1, 2))  # not centred as MNIST's are
-    files = [(as_file(image), str(label)) for image, label in zip(images, labels, strict=True)]
-    share, wrong = share_read(files)
+    pictures, texts = map(scenes.as_file, images), map(str, labels)
+    share, wrong = scenes.share_read(list(zip(pictures, texts, strict=True)))
     assert share >= directly.mean() - lost, wrong
 
 
@@ -325,7 +300,7 @@ def stripes(random):
 
 def blank(random):
     """Return a sheet of paper, lit from one side."""
-    return photographed(shadowed(np.full((240, 240, 3), 235.0), random, hard=False), random)
+    return photographed(scenes.shadowed(np.full((240, 240, 3), 235.0), random, hard=False), random)
 
 
 NOT_DIGITS = {  # how many are drawn, and how many of them may be read without a warning
@@ -353,7 +328,7 @@ def test_what_is_no_digit_is_not_taken_for_one(name, readings):
 def test_digits_are_seldom_called_uncertain():
     random = np.random.default_rng(5)
     draw = scene(BLACK_ON_WHITE, heights=(60, 160), size=(240, 240))
-    digits = [some_digit(random) for _ in range(200)]
+    digits = [scenes.some_digit(random) for _ in range(200)]
     answers = [lines_in(draw(random, digit)) for digit, _ in digits]
     pairs = zip(answers, digits, strict=True)
     right = [lines for lines, (_, label) in pairs if predictor.text_of(lines) == str(label)]
@@ -374,14 +349,14 @@ def test_probabilities_are_the_mean_over_views():
         turned = scipy.ndimage.rotate(glyph, degrees, reshape=False, order=1)
         assert np.abs(turned - view).mean() < 0.01, degrees
     [[digit]] = lines_in(picture_of(4))
-    expected = network()(predictor.rotated_views(digit.glyph)).mean(axis=0)
+    expected = scenes.network()(predictor.rotated_views(digit.glyph)).mean(axis=0)
     assert digit.probabilities == pytest.approx(expected, abs=1e-6)
 
 
 def test_smallest_images_mostly_hold_one_digit_but_may_hold_two():
     for index in (104, 456, 484):  # squashed 0s, which cut in two read as 17 or 13
-        assert text_in(as_file(mnist()[0][index])) == "0"
+        assert scenes.text_in(scenes.as_file(scenes.mnist()[0][index])) == "0"
     pair = np.concatenate([clear_digit(1)[:, 8:20], clear_digit(0)[:, 4:24]], axis=1)
     pair = cv2.resize(pair, (28, 22), interpolation=cv2.INTER_AREA)
     pair = cv2.copyMakeBorder(pair, 3, 3, 0, 0, cv2.BORDER_CONSTANT)
-    assert text_in(as_file(pair)) == "10"
+    assert scenes.text_in(scenes.as_file(pair)) == "10"

@@ -184,9 +184,7 @@ def test_odd_names_are_harmless_on_a_terminal_exact_in_json_and_drawn(tmp_path):
     shown = run_predictor("--plot", plot, *paths, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     lines = shown.out.splitlines()
     assert len(lines) == len(paths) and shown.out.isascii()
-    assert ["not an image" in line for line in lines] == [
-        path.parent.name == "bad" for path in paths
-    ]
+    assert ["not an image" in line for line in lines] == ["/bad/" in str(path) for path in paths]
     for line in lines:
         assert_plain(line)
     assert plot.stat().st_size > 10_000
