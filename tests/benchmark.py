@@ -1,10 +1,7 @@
 """Measure both scripts against the usual way; run by hand, not by pytest.
 
-    python tests/benchmark.py train --data mnist.npz     (about 10 minutes)
-    python tests/benchmark.py predict                     (about 2 minutes)
-
-train: the usual script's recipe and ours, each in a process of its own.
-predict: start to answer, memory and throughput, beside the same through Keras.
+python tests/benchmark.py train --data mnist.npz     (about 10 minutes)
+python tests/benchmark.py predict                     (about 2 minutes)
 """
 
 import argparse
@@ -24,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PREDICTOR = ROOT / "loaded_mnist_model_digit_predictor.py"
 MODEL = ROOT / "models" / "mnist_model.h5"
 TARGET = 0.9903  # test accuracy that both recipes race to
+sys.path.insert(0, str(ROOT))
 
 
 def race(images, labels):
@@ -75,7 +73,6 @@ def train_as_usual(data):
 
 def train_as_ours(data):
     """Train by our script, and return its race."""
-    sys.path.insert(0, str(ROOT))
     import mnist_cnn_with_dropout as script
 
     keras = script.import_keras()
@@ -96,13 +93,9 @@ RECIPES = {"usual": train_as_usual, "ours": train_as_ours}
 def figures_of(recipe, data):
     """Run a training in a process of its own and return its figures."""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, __file__, recipe, "--data", data],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, __file__, recipe, "--data", data]
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])
     reached = [n for n, accuracy in enumerate(figures["curve"], 1) if accuracy >= TARGET]
     figures["reached"] = sum(figures["epochs"][: reached[0]]) if reached else None
@@ -143,7 +136,6 @@ def timed(times, *arguments):
 
 def benchmark_predictor():
     """Print start to answer, memory and throughput of the predictor, and of Keras for one image."""
-    sys.path.insert(0, str(ROOT))
     from PIL import Image
     from scenes import as_file, mnist
 

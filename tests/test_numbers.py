@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import cv2
 import numpy as np
@@ -76,18 +77,13 @@ def with_margin(random, ink):
     return on_paper(random, placed(ink, (ink.shape[1] + 60, len(ink) + 60), (30, 30)))
 
 
-# --- Kinds of numbers -----------------------------------------------------------
+# --- Kinds of numbers: functions of random to a picture and its text ------------
 
 
-def line_of(least=3, most=7, zeros="", inverted=False, **style):
-    """Return a kind of one line with so many digits: a function to a picture and its text."""
-
-    def kind(random):
-        text = zeros + some_text(random, least, most)
-        picture = with_margin(random, written(random, text, **style))
-        return 255 - picture if inverted else picture, text
-
-    return kind
+def one_line(random, least=3, most=7, zeros="", inverted=False, **style):
+    text = zeros + some_text(random, least, most)
+    picture = with_margin(random, written(random, text, **style))
+    return 255 - picture if inverted else picture, text
 
 
 def sloped(random):
@@ -99,16 +95,11 @@ def sloped(random):
     return on_paper(random, cv2.warpAffine(sheet, turn, (width, height))), text
 
 
-def lines_of(count, height, leading, rulings=False):
-    """Return a kind of so many lines of 3 to 6 digits."""
-
-    def kind(random):
-        texts = [some_text(random, 3, 6) for _ in range(count)]
-        ink = page([written(random, text, height) for text in texts], leading)
-        paper = ruled(ink.shape[::-1], random, 40) if rulings else PAPER
-        return on_paper(random, ink, paper), "\n".join(texts)
-
-    return kind
+def more_lines(random, count, height, leading, rulings=False):
+    texts = [some_text(random, 3, 6) for _ in range(count)]
+    ink = page([written(random, text, height) for text in texts], leading)
+    paper = ruled(ink.shape[::-1], random, 40) if rulings else PAPER
+    return on_paper(random, ink, paper), "\n".join(texts)
 
 
 def low_resolution(random):
@@ -133,16 +124,16 @@ def gapped(random):
 
 
 KINDS = {  # and the share to be read exactly, at least
-    "plain": (0.93, line_of(1, 9)),
-    "leading zeros": (0.95, line_of(1, 4, zeros="00")),
-    "tight": (0.88, line_of(gap=(0.06, 0.12))),
-    "wide": (0.93, line_of(2, 5, gap=(0.8, 1.2))),
-    "of mixed sizes": (0.9, line_of(sizes=1 / 6)),
-    "touching": (0.55, line_of(2, 4, touching=True)),
+    "plain": (0.93, partial(one_line, least=1, most=9)),
+    "leading zeros": (0.95, partial(one_line, least=1, most=4, zeros="00")),
+    "tight": (0.88, partial(one_line, gap=(0.06, 0.12))),
+    "wide": (0.93, partial(one_line, least=2, most=5, gap=(0.8, 1.2))),
+    "of mixed sizes": (0.9, partial(one_line, sizes=1 / 6)),
+    "touching": (0.55, partial(one_line, least=2, most=4, touching=True)),
     "sloped": (0.9, sloped),
-    "three lines": (0.93, lines_of(3, height=40, leading=70)),
-    "on ruled paper": (0.85, lines_of(2, height=44, leading=80, rulings=True)),
-    "white on black": (0.9, line_of(inverted=True)),
+    "three lines": (0.93, partial(more_lines, count=3, height=40, leading=70)),
+    "on ruled paper": (0.85, partial(more_lines, count=2, height=44, leading=80, rulings=True)),
+    "white on black": (0.9, partial(one_line, inverted=True)),
     "low resolution": (0.85, low_resolution),
     "with a gap in a digit": (0.7, gapped),
 }

@@ -21,14 +21,7 @@ import loaded_mnist_model_digit_predictor as predictor
 EACH = 30  # digits a scene, as many of each kind
 
 
-def scene(
-    *colours,
-    heights=(100, 101),
-    size=SIZE,
-    pen=lambda ink: ink,
-    marks=lambda ink, random: None,
-    light=lambda pixels, random: pixels,
-):
+def scene(*colours, heights=(100, 101), size=SIZE, pen=None, marks=None, light=None):
     """Return a scene, a function of random and a digit: the digit anywhere on paper.
 
     colours are pairs of paper and ink, to choose from; pen changes the strokes, marks adds some
@@ -37,10 +30,12 @@ def scene(
 
     def draw(random, digit):
         paper, colour = colours[random.integers(len(colours))]
-        ink = placed(pen(drawn(digit, random.integers(*heights))), size, random=random)
-        marks(ink, random)
+        ink = drawn(digit, random.integers(*heights))
+        ink = placed(pen(ink) if pen else ink, size, random=random)
+        if marks:
+            marks(ink, random)
         pixels = inked(paper(random) if callable(paper) else paper, ink, colour)
-        return photographed(light(pixels, random), random)
+        return photographed(light(pixels, random) if light else pixels, random)
 
     return draw
 
