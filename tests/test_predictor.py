@@ -125,10 +125,10 @@ def test_every_format_reads_the_same(kind, tmp_path):
     assert [answer.lines[0][0].digit for answer in read] == [2, 5, 7]
 
 
-@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("PNG", {"compress_level": 1})])
-def test_pictures_as_large_as_phones_take_them_are_read(kind, options, tmp_path):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pictures_as_large_as_phones_take_them_are_read(kind, tmp_path):
     picture = Image.fromarray(picture_of(7)).resize((9280, 6920), Image.Resampling.NEAREST)
-    (tmp_path / "large").write_bytes(as_file(picture, kind, **options))
+    (tmp_path / "large").write_bytes(as_file(picture, kind, compress_level=1))  # PNG's
     result = run_predictor(tmp_path / "large")
     assert result.out.split()[1:2] == ["7"]
     assert result.megabytes < 400
