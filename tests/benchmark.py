@@ -1,7 +1,10 @@
 """Measure both scripts against the usual way; run by hand, not by pytest.
 
-python tests/benchmark.py train --data mnist.npz     (about 10 minutes)
-python tests/benchmark.py predict                     (about 2 minutes)
+    python tests/benchmark.py train --data mnist.npz     (about 10 minutes)
+    python tests/benchmark.py predict                     (about 2 minutes)
+
+train: the usual script's recipe and ours, each in a process of its own.
+predict: start to answer, memory and throughput, beside the same through Keras.
 """
 
 import argparse
