@@ -112,8 +112,8 @@ SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row dow
 CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
-KEEP = 0.35  # certainty of a digit that is kept, if it is not faint, and of an image that is turned
-ALIKE = 1.4  # how many times as long and strong, at most, the like of a digit is
+KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
+BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.65  # of the image's contrast: a reading that explains so much ends the search
@@ -962,11 +962,15 @@ def outermost(regions, holds, frames=()):
     return [r for r, outer in zip(regions, in_none, strict=True) if outer and r.cutoff < 0.5]
 
 
+def similarity(regions):
+    """Return how alike regions are in length and contrast, by a Gaussian kernel: float (n, n)."""
+    logs = np.log([(r.length, r.contrast) for r in regions]) / BANDWIDTH
+    return np.exp(-np.square(logs[:, None] - logs).sum(axis=2) / 2)
+
+
 def find_standard(regions):
-    """Return that of regions which most are like in length and contrast, by their evidence."""
-    sizes = np.array([(r.length, r.contrast) for r in regions])
-    no_larger = (sizes / sizes[:, None] < ALIKE).all(axis=2)
-    return regions[((no_larger & no_larger.T) @ [r.evidence for r in regions]).argmax()]
+    """Return that of regions to which most are similar, by their evidence."""
+    return regions[(similarity(regions) @ [r.evidence for r in regions]).argmax()]
 
 
 def best_cover(regions, cuts):
@@ -1105,24 +1109,21 @@ def join_broken(digits, loose, ink, energy, network):
 
 
 def in_context(digits):
-    """Return the digits that are like the standard; what is faint must be surer.
+    """Return the digits that are similar to the standard, or to others that are: single linkage.
 
-    A bar that is longer is a ruling or the edge of a sheet. What is less than half as long as
-    the next longer digit is print, a dash or another mark beside a number.
+    The less similar, the surer the network must be. What is neither is print beside a number,
+    a dash, a ruling, the edge of a sheet.
     """
     if not digits:
         return []
-    standard, kept = find_standard(digits), []
-    for digit in digits:
-        faint = max(1, 0.5 * standard.contrast / digit.contrast)
-        ruling = digit.digit == 1 and digit.length > ALIKE * standard.length
-        if digit.certainty > KEEP * faint**2 and not ruling:
-            kept.append(digit)
-    shortest = standard.length
-    for length in sorted((digit.length for digit in kept), reverse=True):
-        if shortest / 2 <= length < shortest:
-            shortest = length
-    return [digit for digit in kept if digit.length >= shortest]
+    alike, standard = similarity(digits), find_standard(digits)
+    certainty = np.array([digit.certainty for digit in digits])
+    kept, count = np.array([digit is standard for digit in digits]), 0
+    while count < kept.sum():
+        count = kept.sum()
+        kept |= certainty * alike[:, kept].max(axis=1) > KEEP
+    kept &= certainty > KEEP
+    return [digit for digit, like in zip(digits, kept, strict=True) if like]
 
 
 # --- Lines -----------------------------------------------------------------

@@ -282,7 +282,7 @@ def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0):
 @pytest.mark.parametrize(
     "odd",
     [
-        {"digit": 1, "length": 70, "mass": 90},  # the side of a box
+        {"digit": 1, "length": 80, "mass": 90},  # the side of a box
         {"digit": 1, "contrast": 0.1},  # a ruling
         {"digit": 8, "length": 7},  # a blot
         {"digit": 0, "length": 19},  # a printed letter
@@ -297,8 +297,9 @@ def test_what_is_unlike_the_other_digits_is_left_out(odd):
 def test_a_1_like_the_other_digits_is_kept_at_the_border_and_so_is_any_lone_digit():
     digits = [candidate(3, 44), candidate(1, 38, cutoff=0.5), candidate(0, 30, contrast=0.4)]
     assert predictor.in_context(digits) == digits
-    digits += [candidate(4, 16), candidate(6, 10)]  # a hand that becomes smaller
-    assert predictor.in_context(digits) == digits
+    smaller = candidate(4, 18, contrast=0.4), candidate(6, 11, contrast=0.4)
+    assert predictor.in_context([*digits, *smaller]) == [*digits, *smaller]  # by and by
+    assert predictor.in_context([*digits, smaller[1]]) == digits
     for digit in range(10):
         lone = [candidate(digit, cutoff=0.3)]
         assert predictor.in_context(lone) == lone
