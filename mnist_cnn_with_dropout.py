@@ -143,12 +143,11 @@ def import_keras():
 
 def build_model(dropout=DROPOUT):
     """Return the network: 28x28x1 in [0, 1], white on black, to ten probabilities."""
-    import keras
-    from keras import layers
+    from keras import Input, Sequential, layers
 
-    return keras.Sequential(
+    return Sequential(
         [
-            keras.Input((28, 28, 1)),
+            Input((28, 28, 1)),
             layers.Conv2D(32, 3, activation="relu"),
             layers.MaxPooling2D(2),
             layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM),
@@ -231,10 +230,9 @@ def build_optimizer(model, learning_rate):
     rate and decay (Liu et al., 2025); those of MUON_BLOCK units together do as well as
     those of all (Khaled et al., 2025).
     """
-    import keras
-    from keras import ops
+    from keras import ops, optimizers
 
-    class Muon(keras.optimizers.Muon):
+    class Muon(optimizers.Muon):
         def zeropower_via_newtonschulz5(self, x, steps):
             """Iterate on each block's small x^T x, whose polynomial makes all of Keras' steps."""
             width = math.gcd(x.shape[1], MUON_BLOCK)
@@ -266,8 +264,7 @@ def multi_sample_dropout(model):
     """
     import keras
 
-    kinds = [type(layer) for layer in model.layers]
-    first = kinds.index(keras.layers.Dropout)
+    first = [type(layer) for layer in model.layers].index(keras.layers.Dropout)
     answers = keras.ops.repeat(model.layers[first - 1].output, DROPOUT_SAMPLES, axis=0)
     for layer in model.layers[first:]:
         answers = layer(answers)
