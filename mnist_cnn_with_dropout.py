@@ -96,8 +96,6 @@ LETTERS = (  # as people write them: strokes of points, x from 0 to 4, y from 0 
     "06 02 20 42 46 06; 06 20 46 02 42 06"
 ).split(";")
 
-CALIBRATION_BINS = 15  # equal bins of confidence, as in Guo et al., 2017
-
 OUTPUT = Path("models/mnist_model.h5")
 EMBEDDED_OUTPUT = Path("models/embedded/mnist_model.h5")  # of the offline fallback
 MODEL_OVERHEAD = 100_000  # bytes of a model's file beside its weights
@@ -785,7 +783,7 @@ def predict(model, images):
     return np.concatenate([np.asarray(model(batch)) for batch in batches])
 
 
-def calibration_error(probabilities, labels, bins=CALIBRATION_BINS):
+def calibration_error(probabilities, labels, bins=15):
     """Return the expected calibration error, 0 to 1 (Guo et al., 2017, equation 3).
 
     That is how far confidence and accuracy lie apart, on average over images,
