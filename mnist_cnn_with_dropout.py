@@ -574,11 +574,10 @@ def outlier_bank(images, labels, seed):
         canvas = Image.new("L", (CANVAS, CANVAS))
         kind, some = random.integers(len(kinds)), random.integers(len(images), size=2)
         there = kinds[kind](ImageDraw.Draw(canvas), random, images[some], labels[some])
-        if canvas.getbbox() is None:  # a blank glyph, or strokes beside the canvas
-            continue
-        bank.append(normalize(canvas))
-        target = np.isin(range(10), [] if there is None else there) * STILL_THERE
-        targets.append(target + (1 - target.sum()) / 10)
+        if canvas.getbbox():  # else a blank glyph, or strokes beside the canvas
+            bank.append(normalize(canvas))
+            target = np.isin(range(10), [] if there is None else there) * STILL_THERE
+            targets.append(target + (1 - target.sum()) / 10)
     return np.stack(bank), np.stack(targets).astype("float32")
 
 
