@@ -868,14 +868,14 @@ def draw_confusion_matrix(figure, result):
     display.ax_.set_title(f"Confusion matrix: {errors.sum():,} errors in {len(labels):,} images")
 
 
-def draw_mistakes(figure, result, rows=4, columns=6):
+def draw_mistakes(figure, result):
     """Draw the test images that were misread with the highest confidence."""
     labels, probabilities = result["labels"], result["probabilities"]
     predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predictions != labels)
-    worst = wrong[np.argsort(-confidence[wrong])][: rows * columns]
-    for axes in figure.subplots(rows, columns).flat:
+    for axes in figure.subplots(4, 6).flat:
         axes.set_axis_off()
+    wrong = np.flatnonzero(predictions != labels)
+    worst = wrong[np.argsort(-confidence[wrong])][: len(figure.axes)]
     for axes, index in zip(figure.axes, worst, strict=False):
         axes.imshow(result["pictures"][index], cmap="gray_r")
         text = f"{labels[index]} read as {predictions[index]}\n{confidence[index]:.1%} sure"
@@ -1014,7 +1014,7 @@ def report(options, result):
         print(classification_report(result["labels"], predictions, digits=4, zero_division=0))
     print(f"{summarize(result)}, calibration error {result['calibration_error']:.2%}", flush=True)
     if not options.quiet:
-        print("Saved:", *(str(path) for path in output_files(options.output)), sep="\n  ")
+        print("Saved:", *output_files(options.output), sep="\n  ")
         standard = Path(__file__).parent / OUTPUT  # what the predictor reads
         same = options.output.resolve() == standard.resolve()
         model = "" if same else f" --model {options.output}"
