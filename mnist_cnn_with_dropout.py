@@ -786,7 +786,7 @@ def calibration_error(probabilities, labels, bins=15):
     """Return the expected calibration error, 0 to 1 (Guo et al., 2017, equation 3).
 
     That is how far confidence and accuracy lie apart, on average over images,
-    when images are gathered in bins of equal width by their confidence.
+    when images are gathered by their confidence in bins of equal width, 15 as there.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
