@@ -1358,15 +1358,6 @@ def read_in_size(rgb, network, one):
     return reading if reading.digits else quick
 
 
-def mark_uncertain(reading):
-    """Mark the digits that may be something else; all of them where the image is no number."""
-    foreign = reading.certainty < CERTAIN
-    # A cut leaves doubt which digits there are.
-    least = CERTAIN_IN_NUMBER if len(reading.digits) > 1 else 0.0
-    for digit in reading.digits:
-        digit.uncertain = foreign or digit.confidence < least
-
-
 def read_digits(rgb, network, scale=1.0, one=False):
     """Return the digits in an upright image as lists of Regions, one a line, in reading order.
 
@@ -1387,8 +1378,10 @@ def read_digits(rgb, network, scale=1.0, one=False):
     views = np.concatenate([rotated_views(digit.glyph) for digit in digits])
     for digit, answers in zip(digits, np.split(network(views), len(digits)), strict=True):
         digit.probabilities = answers.mean(axis=0)  # test-time augmentation
-    mark_uncertain(reading)
+    foreign = reading.certainty < CERTAIN  # it may be no number: all digits are marked
+    least = CERTAIN_IN_NUMBER if len(digits) > 1 else 0.0  # a cut leaves doubt which there are
     for digit in digits:
+        digit.uncertain = foreign or digit.confidence < least
         digit.left, digit.top, digit.right, digit.bottom = reading.box(digit)
         digit.mask = None  # it has served
     return lines
