@@ -352,20 +352,13 @@ def reduce_upright(image):
         levels = np.nan_to_num(np.asarray(image), nan=0.0, posinf=0.0, neginf=0.0)
         levels = np.interp(levels, (levels.min(), levels.max()), (0, 255))
         image = Image.fromarray(levels.astype(np.uint8))
-    if transparent:
-        image = lay_on_paper(image)
+    if transparent:  # on white or black, whichever contrasts with what is visible
+        grey, opacity = np.asarray(image.convert("LA"), np.float32).reshape(-1, 2).T
+        dark = grey @ opacity <= 128 * opacity.sum()
+        paper = Image.new("RGB", image.size, "white" if dark else "black")
+        paper.paste(image, mask=image)
+        image = paper
     return np.asarray(image.convert("RGB")), scale
-
-
-def lay_on_paper(image):
-    """Return an RGBA Pillow image on white or black, whichever contrasts with what is visible."""
-    from PIL import Image
-
-    grey, opacity = np.asarray(image.convert("LA"), np.float32).reshape(-1, 2).T
-    dark = grey @ opacity <= 128 * opacity.sum()
-    paper = Image.new("RGB", image.size, "white" if dark else "black")
-    paper.paste(image, mask=image)
-    return paper
 
 
 # --- From pixels to ink ----------------------------------------------------
