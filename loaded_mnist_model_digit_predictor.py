@@ -952,7 +952,7 @@ def outermost(regions, holds, frames=()):
     """
     others = np.array([r not in frames for r in regions])
     in_none = others & (holds[others].sum(axis=0) == 1)
-    return [r for r, outer in zip(regions, in_none, strict=True) if outer and r.cutoff < 0.5]
+    return [r for r in itertools.compress(regions, in_none) if r.cutoff < 0.5]
 
 
 def similarity(regions):
@@ -1057,13 +1057,12 @@ def segment_touching(regions, digits, ink, network):
     """
     size = find_standard(digits).height if digits else 0
     sure = [d for d in digits if d.certainty > 0.7]
-    heights = np.array([d.height for d in sure])
     chosen = [
         region
         for region, inside in zip(regions[::-1], containment(regions, sure)[::-1], strict=True)
         if 0.8 * region.height < region.width < 14 * region.height
         and (not size or 0.5 < region.height / size < 2.5)
-        and not (heights[inside] > FRAMED_HEIGHT * region.height).any()
+        and all(d.height <= FRAMED_HEIGHT * region.height for d in itertools.compress(sure, inside))
     ]
     lattices = {region: segmentation_lattice(region) for region in chosen[:MAX_CUT]}
     classify([part for edges, _ in lattices.values() for _, _, part in edges], ink, network)
@@ -1116,7 +1115,7 @@ def in_context(digits):
         count = kept.sum()
         kept |= certainty * alike[:, kept].max(axis=1) > KEEP
     kept &= certainty > KEEP
-    return [digit for digit, like in zip(digits, kept, strict=True) if like]
+    return list(itertools.compress(digits, kept))
 
 
 # --- Lines -----------------------------------------------------------------
@@ -1157,9 +1156,8 @@ def group_lines(regions):
             lines[np.argmin(away)].append(region)
         else:
             lines.append([region])
-    gains = [sum(r.gain for r in line) for line in lines]
-    least = LINE_SHARE * max(gains)
-    lines = [line for line, gain in zip(lines, gains, strict=True) if gain >= least]
+    gains = np.array([sum(r.gain for r in line) for line in lines])
+    lines = itertools.compress(lines, gains >= LINE_SHARE * gains.max())
     return sorted(lines, key=lambda line: np.mean([turned[r][1] for r in line]))
 
 
@@ -1242,7 +1240,7 @@ def mass_without_frames(regions, holds, digits, share=1.0):
     """
     largest = share * np.array([[r.height] for r in regions])
     framing = containment(regions, digits, CLEARANCE) & ([d.height for d in digits] <= largest)
-    frames = {regions[i] for i in np.flatnonzero(framing.any(axis=1))}.difference(digits)
+    frames = set(itertools.compress(regions, framing.any(axis=1))).difference(digits)
     rest = outermost(regions, holds, frames)
     return max(sum(r.mass for r in rest), sum(d.mass for d in digits))
 
@@ -1272,7 +1270,7 @@ def read_ink(ink, energy, network, one):
         digits = best_cover(regions, cuts)
     loose = [r for r in roots if r.mass > 0.02 * mass]
     apart = ~(containment(loose, digits) | containment(digits, loose).T).any(axis=1)
-    loose = [r for r, free in zip(loose, apart, strict=True) if free]
+    loose = list(itertools.compress(loose, apart))
     digits = join_broken(digits, loose, ink, energy, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
     if not digits:
