@@ -410,11 +410,12 @@ def flat_background(rgb):
 
 
 def principal_axis(colours):
-    """Return the unit vector (3,) along which colours (count, 3) spread most from zero.
+    """Return the unit vector (3,) along which colours (count, 3) spread most; its sum is positive.
 
     A red or a pale blue pen counts as much along it as a black one.
     """
-    return np.linalg.eigh(colours.T @ colours)[1][:, -1].astype(np.float32)
+    axis = np.linalg.eigh(colours.T @ colours)[1][:, -1].astype(np.float32)
+    return axis if axis.sum() >= 0 else -axis
 
 
 def ink_on_background(rgb, background, dark):
@@ -430,15 +431,14 @@ def ink_on_background(rgb, background, dark):
     size = sample @ np.ones(3, np.float32)
     rank = 1 + len(size) // 100
     axis = principal_axis(sample[size >= 0.999 * np.partition(size, -rank)[-rank]])
-    return cv2.transform(deviation, (axis if axis.sum() >= 0 else -axis)[None])
+    return cv2.transform(deviation, axis[None])
 
 
 def ink_as_brightness(rgb, dark):
     """Return the pixels along the axis on which their colours spread most, from one end on."""
     sample = at_background_side(rgb).reshape(-1, 3).astype(np.float32)
-    axis = principal_axis(sample - sample.mean(axis=0))
-    axis = axis if (axis.sum() >= 0) != dark else -axis
-    ink = cv2.transform(rgb.astype(np.float32), axis[None] / 255)
+    axis = principal_axis(sample - sample.mean(axis=0)) / (-255 if dark else 255)
+    ink = cv2.transform(rgb.astype(np.float32), axis[None])
     return ink - ink.min()
 
 
