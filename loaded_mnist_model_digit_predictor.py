@@ -410,9 +410,9 @@ def flat_background(rgb):
 
 
 def principal_axis(colours):
-    """Return the unit vector (3,) along which colours (count, 3) spread most; its sum is positive.
+    """Return the unit vector (3,) along which colours (count, 3) spread most from zero.
 
-    A red or a pale blue pen counts as much along it as a black one.
+    Its sum is not negative. A red or a pale blue pen counts as much along it as a black one.
     """
     axis = np.linalg.eigh(colours.T @ colours)[1][:, -1].astype(np.float32)
     return axis if axis.sum() >= 0 else -axis
@@ -543,12 +543,10 @@ class Region:
 
     @property
     def digit(self):
-        """The likeliest digit."""
         return int(self.probabilities.argmax())
 
     @property
     def confidence(self):
-        """The network's confidence."""
         return float(self.probabilities.max())
 
     @property
