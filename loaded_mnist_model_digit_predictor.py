@@ -176,10 +176,9 @@ class Sandbox:
             self.calls.flush()
             answer = pickle.load(self.answers)
         except BaseException as error:  # after Ctrl-C, the next answer would be that of this call
-            ended = self.end()
+            late = self.end() in (-signal.SIGPROF, -signal.SIGALRM)
             if not isinstance(error, (EOFError, BrokenPipeError, pickle.UnpicklingError)):
                 raise
-            late = ended in (-signal.SIGPROF, -signal.SIGALRM)
             raise (TimeoutError if late else ChildProcessError) from None
         if isinstance(answer, Exception):
             raise answer
@@ -403,7 +402,7 @@ def estimate_background(rgb, dark):
 def flat_background(rgb):
     """Return the one colour (3,) behind a drawing or a clean scan, or None if there is none."""
     small = at_background_side(rgb)
-    colour = np.array([np.median(band) for band in cv2.split(small)], np.float32)
+    colour = np.median(small, axis=(0, 1)).astype(np.float32)
     near = cv2.inRange(small, np.ceil(colour - FLAT), colour + FLAT) > 0
     edge = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
     return colour if near.mean() > 0.5 and edge.mean() > 0.85 else None
@@ -485,8 +484,7 @@ def interpretations(rgb):
         likeliest = ink if likeliest is None else likeliest
         yield ink
     yield ink_as_brightness(rgb, not dark)
-    unruled = remove_rulings(likeliest)
-    if unruled is not None:
+    if (unruled := remove_rulings(likeliest)) is not None:
         yield unruled
 
 
@@ -1025,7 +1023,7 @@ def segmentation_lattice(region):
             continue
         mask = cv2.inRange(labels, first, last - 1)
         left, top, width, height = cv2.boundingRect(mask)
-        if height < max(1, 0.4 * region.height) or width - 1 > widest:
+        if height < 0.4 * region.height or width - 1 > widest:
             continue
         mask = mask[top : top + height, left : left + width] > 0
         left, top = region.left + left, region.top + top
@@ -1332,7 +1330,7 @@ def read_in_size(rgb, network, one):
     """Return the best Reading of an image: reduced if its digits are large."""
     height, width = rgb.shape[:2]
     longer, quick = max(height, width), Reading([])
-    shrink = -(-longer // QUICK_SIDE)
+    shrink = math.ceil(longer / QUICK_SIDE)
     if shrink > 1:
         rows, columns = max(1, height // shrink) * shrink, max(1, width // shrink) * shrink
         small = resized(rgb[:rows, :columns], 1 / shrink)
@@ -1340,7 +1338,7 @@ def read_in_size(rgb, network, one):
         quick.scale = shrink
         if quick.digits and np.median([d.length for d in quick.digits]) >= LARGE_DIGIT:
             return quick
-    factor = -(-SMALL_SIDE // longer)
+    factor = math.ceil(SMALL_SIDE / longer)
     method = cv2.INTER_LINEAR if longer > TINY_SIDE else cv2.INTER_NEAREST
     reading = read_pixels(resized(rgb, factor, method), network, one)
     reading.scale = 1 / factor
@@ -1395,7 +1393,7 @@ def as_json(answer, top=None):
             "digit": digit.digit,
             "confidence": round(digit.confidence, 6),
             "uncertain": digit.uncertain,
-            "box": list(digit.box),
+            "box": digit.box,
             "probabilities": probabilities,
         }
         if top:
@@ -1406,7 +1404,7 @@ def as_json(answer, top=None):
 
 def ranking(digit):
     """Return the ten digits, the likeliest first."""
-    return [int(d) for d in np.argsort(-digit.probabilities, kind="stable")]
+    return np.argsort(-digit.probabilities, kind="stable").tolist()
 
 
 def as_text(answer, top=None, width=0):
@@ -1469,8 +1467,8 @@ def draw_answers(figure, answers):
             heights, labels, colours = digits[0].probabilities, range(10), "tab:blue"
             bars.set_xlabel("digit")
         bars.bar(range(len(heights)), heights, color=colours)
-        some = range(0, len(heights), -(-len(heights) // 25))
-        bars.set(ylim=(0, 1), xticks=some, xticklabels=[labels[i] for i in some])
+        step = math.ceil(len(heights) / 25)
+        bars.set(ylim=(0, 1), xticks=range(0, len(heights), step), xticklabels=labels[::step])
         bars.set_title(title, fontsize=10)
         bars.yaxis.set_major_formatter("{x:.0%}")
 
@@ -1602,8 +1600,7 @@ def asked_for():
     """Yield the paths that a person types or drops at the prompt, until an empty line."""
     while True:
         print("Image (empty line to stop): ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
+        if not (line := sys.stdin.readline().strip()):
             return
         paths = [line]
         if not os.path.exists(line):  # terminals quote or escape what is dropped on them
