@@ -285,8 +285,8 @@ def read_many_pictures():
     return {**found, "placed digits": test_reading.texts_of_placed_digits()}
 
 
-# What runs beside the tests, in this order; the name of the fixture:
-LONG_RUNS = {  # (what to run in a new folder, the fixtures it takes besides)
+# What runs beside the tests, in this order.
+LONG_RUNS = {  # name of the fixture: (what to run in a new folder, the fixtures it takes besides)
     "readings": (lambda folder: in_a_process(read_many_pictures),),
     "heavy": (read_heavy_images,),
     "keras_models": (functools.partial(in_a_process, load_through_keras),),
