@@ -176,9 +176,10 @@ class Sandbox:
             self.calls.flush()
             answer = pickle.load(self.answers)
         except BaseException as error:  # after Ctrl-C, the next answer would be that of this call
-            late = self.end() in (-signal.SIGPROF, -signal.SIGALRM)
+            ended = self.end()
             if not isinstance(error, (EOFError, BrokenPipeError, pickle.UnpicklingError)):
                 raise
+            late = ended in (-signal.SIGPROF, -signal.SIGALRM)
             raise (TimeoutError if late else ChildProcessError) from None
         if isinstance(answer, Exception):
             raise answer
@@ -1110,7 +1111,7 @@ def in_context(digits):
     while count < kept.sum():
         count = kept.sum()
         kept |= certainty * alike[:, kept].max(axis=1) > KEEP
-    kept &= certainty > KEEP
+    kept &= certainty > KEEP  # so must the standard be
     return list(itertools.compress(digits, kept))
 
 
