@@ -80,6 +80,7 @@ BACKGROUND_SIDE = 160  # pixels; the background is estimated at this size
 PEN_LIMIT = 27  # of those pixels; what is wider is a shadow or a desk, not a stroke
 FLAT = 5  # grey levels; a background this even, as in drawings, needs no estimate
 RULING = 0.25  # of the longer side: straight ink of that length is a ruling,
+BOX_SIDE = 1.4  # of their length: and so is this, where digits have been read in frames,
 RULING_SLOPE = 6  # degrees from the level or the upright, at most
 
 # From ink to regions
@@ -442,8 +443,8 @@ def ink_as_brightness(rgb, dark):
     return ink - ink.min()
 
 
-def remove_rulings(ink):
-    """Return a map of ink without long straight lines, or None if there are none.
+def remove_rulings(ink, length):
+    """Return a map of ink without straight lines of that length in pixels, or None without any.
 
     A grey-level opening by long segments leaves what is inked all along one. A stroke
     that crosses a ruling is darker there, and keeps what it has beyond the ruling.
@@ -451,7 +452,7 @@ def remove_rulings(ink):
     strongest = max(float(ink.max()), 1e-6)
     small = np.clip(ink * (255 / strongest), 0, 255).astype(np.uint8)
     thick = cv2.dilate(small, np.ones((3, 3), np.uint8))  # so that jagged lines hold a segment
-    length = max(15, int(RULING * max(ink.shape)))
+    length = max(15, int(length))
     rulings = np.zeros_like(small)
     for degrees in range(-RULING_SLOPE, RULING_SLOPE + 1, 2):
         rise = round(length * np.tan(np.radians(degrees)))
@@ -471,22 +472,15 @@ def interpretations(rgb):
 
     A map is float32 (height, width), positive on what may be ink. The likeliest come first:
     the distance from a flat background, or from an estimated one; the same for ink of the
-    other polarity; that ink's bare brightness, which knows nothing of paper; and the first
-    without rulings.
+    other polarity; and that ink's bare brightness, which knows nothing of paper.
     """
     flat, dark = flat_background(rgb), ink_is_dark(rgb)
-    likeliest = None
     if flat is not None:
-        likeliest = ink_on_background(rgb, flat, dark)
-        yield likeliest
+        yield ink_on_background(rgb, flat, dark)
     smooth = cv2.GaussianBlur(rgb, (3, 3), 0) if max(rgb.shape) > 300 else rgb
     for polarity in (dark, not dark):
-        ink = ink_on_background(smooth, estimate_background(smooth, polarity), polarity)
-        likeliest = ink if likeliest is None else likeliest
-        yield ink
+        yield ink_on_background(smooth, estimate_background(smooth, polarity), polarity)
     yield ink_as_brightness(rgb, not dark)
-    if (unruled := remove_rulings(likeliest)) is not None:
-        yield unruled
 
 
 def edge_energy(rgb):
@@ -1071,8 +1065,9 @@ def join_broken(digits, loose, ink, energy, network):
     """Return digits with those joined that read better as one: a 5 and its bar, a broken 8.
 
     loose are regions in which nothing was read. Single-linkage clustering merges the nearest
-    first; of each merge the whole is kept if it explains more than its digits and is surer than
-    each: a sure digit beside a mark is no piece of another. A bar that looks like a 1 may be one.
+    first; of each merge the whole is kept if it explains more than its digits, each as far as it
+    is similar to the standard, and is surer than each: a sure digit beside a mark is no piece of
+    another. A bar that looks like a 1 may be one.
     """
     pieces, merges = [*digits, *loose], []
     boxes, lengths = np.reshape([r.box for r in pieces], (-1, 4)), [r.length for r in pieces]
@@ -1089,10 +1084,14 @@ def join_broken(digits, loose, ink, energy, network):
             clusters.update({r: whole for r, c in clusters.items() if c in (a, b)})
     classify([whole for whole, _, _ in merges], ink, network)
     best = {r: [r] for r in digits} | {r: [] for r in loose}
+    standard = find_standard(digits) if digits else None
     for whole, a, b in merges:
         parts = best[a] + best[b]
         surest = max((d.certainty for d in parts if d.digit != 1), default=0.0)
-        better = whole.gain > sum(d.gain for d in parts) and whole.confidence > surest
+        gains = np.array([d.gain for d in (whole, *parts)])
+        if digits and standard not in parts:
+            gains *= similarity([standard, whole, *parts])[0, 1:]
+        better = gains[0] > gains[1:].sum() and whole.confidence > surest
         best[whole] = [whole] if better else parts
     return [d for whole in dict.fromkeys(clusters.values()) for d in best[whole]]
 
@@ -1280,10 +1279,12 @@ def read_ink(ink, energy, network, one):
 def read_pixels(rgb, network, one):
     """Return the best Reading of an image among its interpretations.
 
-    The search ends with a reading that explains most of the image. Where none does, or 1s do it,
-    the likeliest map is read turned by a quarter, too: at least three digits besides 1s, into
-    which lines turn, so that no 6 becomes a 9, and with some certainty, since printed text is
-    full of digits when it lies on its side.
+    The search ends with a reading that explains most of the image. Where none does, the likeliest
+    map is read without rulings, and where digits have frames without straight lines longer than
+    they are: a digit that touches its box is none of its own before. Where nothing explains
+    most, or 1s do it, that map is read turned by a quarter, too: at least three digits besides
+    1s, into which lines turn, so that no 6 becomes a 9, and with some certainty, since printed
+    text is full of digits when it lies on its side.
     """
     energy, best, first = edge_energy(rgb), Reading([]), None
     enough = STOP * float(energy.sum())
@@ -1296,6 +1297,13 @@ def read_pixels(rgb, network, one):
         if best.gain > enough:
             break
     likeliest, reading = first
+    framed = best.framed > 1
+    if framed or best.gain <= enough:
+        sides = [BOX_SIDE * d.length for d in best.digits] if framed else RULING * max(rgb.shape)
+        if (unruled := remove_rulings(likeliest, np.median(sides))) is not None:
+            other = read_ink(unruled, energy, network, one)
+            # Without rulings, no frame is left to be explained.
+            best = max(best, other, key=lambda r: r.gain / r.framed if framed else r.rank)
     if reading.candidates > 2 and not one and best.evidence < enough:
         for quarters in (1, 3):
             turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]

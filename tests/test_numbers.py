@@ -111,6 +111,19 @@ def low_resolution(random):
     return on_paper(random, small), "\n".join(texts)
 
 
+def in_boxes(random):
+    """Return a number in a form's boxes, 60 pixels wide, of which every other digit meets one."""
+    text = some_text(random, 4, 8)
+    boxes, ink = np.zeros((2, 120, 60 * len(text) + 40), np.float32)
+    for number, label in enumerate(text):
+        left = 20 + 60 * number
+        cv2.rectangle(boxes, (left, 20), (left + 60, 100), 1, 2)
+        digit = in_size(some_digit(random, label)[0], 50)
+        left = left - 3 if number % 2 else left + (60 - digit.shape[1]) // 2
+        ink = np.maximum(ink, placed(digit, ink.shape[::-1], (left, 60 - len(digit) // 2)))
+    return on_paper(random, ink, inked(PAPER, boxes, (205, 90, 90))), text
+
+
 def gapped(random):
     """Return a number of which the pen has left out some ink, a gap of 3 pixels through a digit."""
     text = "".join(map(str, random.choice([0, 2, 3, 4, 5, 6, 7, 8, 9], size=4)))
@@ -121,6 +134,13 @@ def gapped(random):
     ends = (int(x) - across, int(y) - down), (int(x) + across, int(y) + down)
     cv2.line(ink, *ends, 0, 3)
     return with_margin(random, ink), text
+
+
+def with_a_broken_1(random):
+    text, bar = some_text(random, 2, 4), written(random, "1")
+    bar[len(bar) // 2 :][:4] = 0
+    ink = np.hstack([written(random, text), np.zeros((len(bar), 15), np.float32), bar])
+    return with_margin(random, ink), text + "1"
 
 
 KINDS = {  # and the share to be read exactly, at least
@@ -136,6 +156,8 @@ KINDS = {  # and the share to be read exactly, at least
     "white on black": (0.9, partial(one_line, inverted=True)),
     "low resolution": (0.85, low_resolution),
     "with a gap in a digit": (0.7, gapped),
+    "with a broken 1": (0.85, with_a_broken_1),
+    "in boxes": (0.9, in_boxes),
 }
 
 
@@ -203,7 +225,7 @@ def test_a_map_that_has_lost_half_of_a_number_does_not_win(monkeypatch):
     random = np.random.default_rng(25)
     number = placed(written(random, "835026", gap=(0.5, 0.6)), (640, 300), (20, 20))
     blot = np.zeros_like(number)
-    cv2.drawMarker(blot, (400, 200), 1, cv2.MARKER_STAR, 170, 14)
+    cv2.drawMarker(blot, (400, 200), 1, cv2.MARKER_TILTED_CROSS, 170, 14)
     half = number.copy()
     half[:, 250:] = 0
     maps = [number + blot, half]
