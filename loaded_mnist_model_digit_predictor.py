@@ -1065,9 +1065,9 @@ def join_broken(digits, loose, ink, energy, network):
     """Return digits with those joined that read better as one: a 5 and its bar, a broken 8.
 
     loose are regions in which nothing was read. Single-linkage clustering merges the nearest
-    first; of each merge the whole is kept if it explains more than its digits, each as far as it
-    is similar to the standard, and is surer than each: a sure digit beside a mark is no piece of
-    another. A bar that looks like a 1 may be one.
+    first; of each merge the whole is kept if it explains more than its digits and is surer than
+    each: a sure digit beside a mark is no piece of another. A bar that looks like a 1 may be one.
+    What is unlike the standard counts less, by the root of its similarity: a half of a broken 1.
     """
     pieces, merges = [*digits, *loose], []
     boxes, lengths = np.reshape([r.box for r in pieces], (-1, 4)), [r.length for r in pieces]
@@ -1090,7 +1090,7 @@ def join_broken(digits, loose, ink, energy, network):
         surest = max((d.certainty for d in parts if d.digit != 1), default=0.0)
         gains = np.array([d.gain for d in (whole, *parts)])
         if digits and standard not in parts:
-            gains *= similarity([standard, whole, *parts])[0, 1:]
+            gains *= np.sqrt(similarity([standard, whole, *parts])[0, 1:])
         better = gains[0] > gains[1:].sum() and whole.confidence > surest
         best[whole] = [whole] if better else parts
     return [d for whole in dict.fromkeys(clusters.values()) for d in best[whole]]
@@ -1280,11 +1280,11 @@ def read_pixels(rgb, network, one):
     """Return the best Reading of an image among its interpretations.
 
     The search ends with a reading that explains most of the image. Where none does, the likeliest
-    map is read without rulings, and where digits have frames without straight lines longer than
-    they are: a digit that touches its box is none of its own before. Where nothing explains
-    most, or 1s do it, that map is read turned by a quarter, too: at least three digits besides
-    1s, into which lines turn, so that no 6 becomes a 9, and with some certainty, since printed
-    text is full of digits when it lies on its side.
+    map is read without rulings; where digits have frames, in any case, without lines longer than
+    digits, since one that touches its box is hidden in that. Where nothing explains most, or 1s
+    do it, the map is read turned by a quarter, too: at least three digits besides 1s, into which
+    lines turn, so that no 6 becomes a 9, and with some certainty, since printed text is full of
+    digits when it lies on its side.
     """
     energy, best, first = edge_energy(rgb), Reading([]), None
     enough = STOP * float(energy.sum())
