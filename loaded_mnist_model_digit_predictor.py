@@ -80,7 +80,7 @@ BACKGROUND_SIDE = 160  # pixels; the background is estimated at this size
 PEN_LIMIT = 27  # of those pixels; what is wider is a shadow or a desk, not a stroke
 FLAT = 5  # grey levels; a background this even, as in drawings, needs no estimate
 RULING = 0.25  # of the longer side: straight ink of that length is a ruling,
-BOX_SIDE = 1.4  # of their length: and so is this, where digits have been read in frames,
+BOX_SIDE = 1.4  # of a digit's length: so is this, where digits have been read in frames,
 RULING_SLOPE = 6  # degrees from the level or the upright, at most
 
 # From ink to regions
@@ -1089,7 +1089,7 @@ def join_broken(digits, loose, ink, energy, network):
         parts = best[a] + best[b]
         surest = max((d.certainty for d in parts if d.digit != 1), default=0.0)
         gains = np.array([d.gain for d in (whole, *parts)])
-        if digits and standard not in parts:
+        if standard and standard not in parts:
             gains *= np.sqrt(similarity([standard, whole, *parts])[0, 1:])
         better = gains[0] > gains[1:].sum() and whole.confidence > surest
         best[whole] = [whole] if better else parts
@@ -1299,8 +1299,10 @@ def read_pixels(rgb, network, one):
     likeliest, reading = first
     framed = best.framed > 1
     if framed or best.gain <= enough:
-        sides = [BOX_SIDE * d.length for d in best.digits] if framed else RULING * max(rgb.shape)
-        if (unruled := remove_rulings(likeliest, np.median(sides))) is not None:
+        length = RULING * max(rgb.shape)
+        if framed:
+            length = BOX_SIDE * np.median([d.length for d in best.digits])
+        if (unruled := remove_rulings(likeliest, length)) is not None:
             other = read_ink(unruled, energy, network, one)
             # Without rulings, no frame is left to be explained.
             best = max(best, other, key=lambda r: r.gain / r.framed if framed else r.rank)
