@@ -82,6 +82,7 @@ FLAT = 5  # grey levels; a background this even, as in drawings, needs no estima
 RULING = 0.25  # of the longer side: straight ink of that length is a ruling,
 BOX_SIDE = 1.4  # of a digit's length: so is this, where digits have been read in frames,
 RULING_SLOPE = 6  # degrees from the level or the upright, at most
+STROKE_GAP = 0.04  # of the longer side: gaps within a stroke of dots, dashes or hatching
 
 # From ink to regions
 LEVELS = (0.15, 0.4)  # of the strongest ink: where the component tree is cut
@@ -102,6 +103,7 @@ SPREAD = 1.7  # nats, the log-probabilities' standard deviation at which likenes
 STEEPNESS = 3.0  # and how steeply it rises there: a logistic function's factor, for each nat
 CHANCE = 0.03
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
+EDGE_COST = 0.5  # of a background that differs around it as much as ink does from it, squared
 CUT_COST = 0.3  # of cutting through ink, half at either end
 JOIN_COST = 0.15  # of joining regions in one digit
 
@@ -577,11 +579,12 @@ def quantile(values, share):
     return float(np.partition(some, rank)[rank])
 
 
-def component_tree(ink, energy):
+def component_tree(ink, scene):
     """Return the connected components of ink above LEVELS of the strongest, each box once.
 
     They form a tree by their boxes, since what is connected at one level is connected at all
-    lower ones: the extremal regions of Neumann and Matas (2012), at a few levels.
+    lower ones: the extremal regions of Neumann and Matas (2012), at a few levels. scene is what
+    all maps of ink have in common: the pixels and their edge_energy.
     """
     size = [max(1, side // 4) for side in ink.shape[::-1]]
     small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA)
@@ -603,41 +606,56 @@ def component_tree(ink, energy):
             inside = np.zeros(len(stats), bool)
             inside[large] = ((boxes - box) * [1, 1, -1, -1] >= 0).all(axis=1)
             own = inside[labels[top:bottom, left:right]]
-            regions.append(measure(Region(left, top, right, bottom, own), ink, energy))
+            regions.append(measure(Region(left, top, right, bottom, own), ink, scene))
         known = np.concatenate([known, boxes])
     return [region for region in regions if region.contrast > 1e-3]
 
 
-def measure(region, ink, energy):
-    """Fill in a region's paper, contrast, mass, cutoff and the cost of that, and return it."""
-    (height, width), reach = ink.shape, 2 + region.length // 12
+def background_spread(rgb, mask, ring):
+    """Return how much the background in a ring around ink varies, as a share of its contrast.
+
+    It is the interquartile range, in the channel in which they differ most. The edge of a sheet
+    has other colours on either side; a stroke has the same.
+    """
+    channel = np.abs(np.subtract(cv2.mean(rgb, mask), cv2.mean(rgb, ring))).argmax()
+    ink, background = (rgb[..., channel][m > 0].astype(np.float32) for m in (mask, ring))
+    if not len(background):
+        return 0.0
+    low, middle, high = (quantile(background, share) for share in (0.25, 0.5, 0.75))
+    return (high - low) / max(1.0, quantile(abs(ink - middle), 0.75))
+
+
+def measure(region, ink, scene):
+    """Fill in a region's paper, contrast, mass, cutoff and its costs, and return it."""
+    (rgb, energy), (height, width), reach = scene, ink.shape, 2 + region.length // 12
     rooms = region.top, height - region.bottom, region.left, width - region.right
     margins = [min(reach, room) for room in rooms]
     mask = cv2.copyMakeBorder(region.mask.view(np.uint8), *margins, cv2.BORDER_CONSTANT)
     top, left = region.top - margins[0], region.left - margins[2]
     around = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
     near = cv2.dilate(mask, np.ones((5, 5), np.uint8))
-    ring = ink[around][cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) > near]
-    inked = ink[around][mask > 0]
-    region.paper = quantile(ring, 0.5) if len(ring) else 0.0
+    ring = cv2.dilate(near, np.ones((2 * reach - 1,) * 2, np.uint8)) - near
+    inked, paper = ink[around][mask > 0], ink[around][ring > 0]
+    region.paper = quantile(paper, 0.5) if len(paper) else 0.0
     # What is joined may stand out by none.
     region.contrast = max(1e-6, quantile(inked, 0.75) - region.paper)
     region.mass = 1e-6 + float(energy[around][near > 0].sum())
     sides = region.mask[0], region.mask[-1], region.mask[:, 0], region.mask[:, -1]
     cut = [int(side.sum()) for side, room in zip(sides, rooms, strict=True) if not room]
     region.cutoff = max(cut, default=0) / region.length
-    region.cost = BORDER_COST * region.cutoff**2
+    spread = background_spread(rgb[around], mask, ring)
+    region.cost = BORDER_COST * region.cutoff**2 + EDGE_COST * spread**2
     return region
 
 
-def join(a, b, ink, energy):
+def join(a, b, ink, scene):
     """Return one Region that holds the ink and the mass of two, at the cost of joining them."""
     left, top = min(a.left, b.left), min(a.top, b.top)
     right, bottom = max(a.right, b.right), max(a.bottom, b.bottom)
     mask = np.zeros((bottom - top, right - left), bool)
     for r in (a, b):
         mask[r.top - top : r.bottom - top, r.left - left : r.right - left] |= r.mask
-    whole = measure(Region(left, top, right, bottom, mask), ink, energy)
+    whole = measure(Region(left, top, right, bottom, mask), ink, scene)
     whole.mass = a.mass + b.mass
     whole.cost += JOIN_COST
     return whole
@@ -1061,7 +1079,7 @@ def segment_touching(regions, digits, ink, network):
     return {region: way for region, way in ways.items() if way[0] > CUT_SHARE * region.mass}
 
 
-def join_broken(digits, loose, ink, energy, network):
+def join_broken(digits, loose, ink, scene, network):
     """Return digits with those joined that read better as one: a 5 and its bar, a broken 8.
 
     loose are regions in which nothing was read. Single-linkage clustering merges the nearest
@@ -1079,7 +1097,7 @@ def join_broken(digits, loose, ink, energy, network):
     for i, j in sorted(near, key=lambda pair: gaps[*pair]):
         a, b = clusters[pieces[i]], clusters[pieces[j]]
         if a is not b:
-            whole = join(a, b, ink, energy)
+            whole = join(a, b, ink, scene)
             merges.append((whole, a, b))
             clusters.update({r: whole for r, c in clusters.items() if c in (a, b)})
     classify([whole for whole, _, _ in merges], ink, network)
@@ -1241,9 +1259,9 @@ def mass_without_frames(regions, holds, digits, share=1.0):
     return max(sum(r.mass for r in rest), sum(d.mass for d in digits))
 
 
-def read_ink(ink, energy, network, one):
+def read_ink(ink, scene, network, one):
     """Return the Reading of one map of ink."""
-    regions = sorted(component_tree(ink, energy), key=lambda r: -r.mass)
+    regions = sorted(component_tree(ink, scene), key=lambda r: -r.mass)
     if not regions:
         return Reading([])
     everything, holds = regions, containment(regions, regions)
@@ -1267,7 +1285,7 @@ def read_ink(ink, energy, network, one):
     loose = [r for r in roots if r.mass > 0.02 * mass]
     apart = ~(containment(loose, digits) | containment(digits, loose).T).any(axis=1)
     loose = list(itertools.compress(loose, apart))
-    digits = join_broken(digits, loose, ink, energy, network)
+    digits = join_broken(digits, loose, ink, scene, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
     if not digits:
         return Reading([], candidates=len(everything))
@@ -1281,17 +1299,17 @@ def read_pixels(rgb, network, one):
 
     The search ends with a reading that explains most of the image. Where none does, the likeliest
     map is read without rulings; where digits have frames, in any case, without lines longer than
-    digits, since one that touches its box is hidden in that. Where nothing explains most, or 1s
-    do it, the map is read turned by a quarter, too: at least three digits besides 1s, into which
-    lines turn, so that no 6 becomes a 9, and with some certainty, since printed text is full of
-    digits when it lies on its side.
+    digits, since one that touches its box is hidden in that. Then its gaps are closed, which
+    counts only if it explains most. Where nothing does, or 1s do it, the map is read turned by a
+    quarter, too: at least three digits besides 1s, into which lines turn, so that no 6 becomes a
+    9, and with some certainty, since printed text is full of digits when it lies on its side.
     """
-    energy, best, first = edge_energy(rgb), Reading([]), None
-    enough = STOP * float(energy.sum())
+    scene, best, first = (rgb, edge_energy(rgb)), Reading([]), None
+    enough = STOP * float(scene[1].sum())
     if not enough:  # blank
         return best
     for ink in interpretations(rgb):
-        reading = read_ink(ink, energy, network, one)
+        reading = read_ink(ink, scene, network, one)
         first = first or (ink, reading)
         best = max(best, reading, key=lambda r: r.rank)
         if best.gain > enough:
@@ -1302,14 +1320,21 @@ def read_pixels(rgb, network, one):
         length = RULING * max(rgb.shape)
         if framed:
             length = BOX_SIDE * np.median([d.length for d in best.digits])
-        if (unruled := remove_rulings(likeliest, length)) is not None:
-            other = read_ink(unruled, energy, network, one)
+        unruled = remove_rulings(likeliest, length)
+        if unruled is not None:
+            other = read_ink(unruled, scene, network, one)
             # Without rulings, no frame is left to be explained.
             best = max(best, other, key=lambda r: r.gain / r.framed if framed else r.rank)
+    if best.gain <= enough:
+        size = 1 + 2 * int(STROKE_GAP / 2 * max(rgb.shape))  # odd, so that nothing moves
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+        gapped = likeliest if unruled is None else unruled
+        other = read_ink(cv2.morphologyEx(gapped, cv2.MORPH_CLOSE, disc), scene, network, one)
+        best = max(best, other, key=lambda r: r.gain > enough)
     if reading.candidates > 2 and not one and best.evidence < enough:
         for quarters in (1, 3):
-            turned = [np.rot90(image, quarters).copy() for image in (likeliest, energy)]
-            reading = read_ink(*turned, network, one)
+            turned, *around = [np.rot90(m, quarters).copy() for m in (likeliest, *scene)]
+            reading = read_ink(turned, around, network, one)
             reading.quarters = quarters
             if sum(d.digit != 1 for d in reading.digits) > 2 and reading.certainty > KEEP:
                 best = max(best, reading, key=lambda r: r.rank)

@@ -136,6 +136,12 @@ def gapped(random):
     return with_margin(random, ink), text
 
 
+def hatched(random):
+    text = some_text(random, 1, 4)
+    ink = written(random, text, height=100)
+    return with_margin(random, ink * (np.indices(ink.shape).sum(axis=0) % 9 < 5)), text
+
+
 def with_a_broken_1(random):
     text, bar = some_text(random, 2, 4), written(random, "1")
     bar[len(bar) // 2 :][:4] = 0
@@ -158,6 +164,7 @@ KINDS = {  # and the share to be read exactly, at least
     "with a gap in a digit": (0.7, gapped),
     "with a broken 1": (0.85, with_a_broken_1),
     "in boxes": (0.9, in_boxes),
+    "hatched": (0.75, hatched),
 }
 
 

@@ -233,6 +233,24 @@ def texts_of_placed_digits():
     return [scenes.text_in(picture) for picture in pictures]
 
 
+def test_background_is_the_same_around_a_stroke_and_another_beyond_an_edge():
+    """The background is compared along each side, a neighbour's ink being a quarter at most."""
+    strip, ring, pixels = np.zeros((3, 80, 60), np.uint8)
+    strip[20:60, 28:32], ring[10:70, 18:42] = 1, 1
+    ring -= cv2.dilate(strip, np.ones((5, 5), np.uint8))
+    pixels[:, 40:] = 90  # a neighbour's ink
+    for sides, ink, least, most in (
+        ((200, 200), 60, 0, 0),  # a stroke, dark or light
+        ((60, 60), 200, 0, 0),
+        ((200, 40), 90, 1, 9),  # the edge of a sheet
+        ((200, 150), 20, 0.2, 0.5),  # a stroke along the edge of a shadow
+    ):
+        pixels[:, :30], pixels[:, 30:40] = sides
+        pixels[strip > 0] = ink
+        rgb = cv2.merge([np.full_like(pixels, 120), pixels, pixels // 2])
+        assert least <= predictor.background_spread(rgb, strip, ring) <= most, (sides, ink)
+
+
 def test_single_digit_stays_single_wherever_it_is(readings):
     several = [text for text in readings["placed digits"] if len(text) != 1]
     assert len(several) <= 3, several
