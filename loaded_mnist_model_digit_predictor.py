@@ -1299,10 +1299,11 @@ def read_pixels(rgb, network, one):
 
     The search ends with a reading that explains most of the image. Where none does, the likeliest
     map is read without rulings; where digits have frames, in any case, without lines longer than
-    digits, since one that touches its box is hidden in that. Then its gaps are closed, which
-    counts only if it explains most. Where nothing does, or 1s do it, the map is read turned by a
-    quarter, too: at least three digits besides 1s, into which lines turn, so that no 6 becomes a
-    9, and with some certainty, since printed text is full of digits when it lies on its side.
+    digits, since one that touches its box is hidden in that. Where doubt is left, its gaps are
+    closed, which counts only if that explains most. Where nothing does, or 1s do it, the map is
+    read turned by a quarter, too: at least three digits besides 1s, into which lines turn, so
+    that no 6 becomes a 9, and with some certainty, since printed text is full of digits when it
+    lies on its side.
     """
     scene, best, first = (rgb, edge_energy(rgb)), Reading([]), None
     enough = STOP * float(scene[1].sum())
@@ -1314,23 +1315,22 @@ def read_pixels(rgb, network, one):
         best = max(best, reading, key=lambda r: r.rank)
         if best.gain > enough:
             break
-    likeliest, reading = first
+    (likeliest, reading), unruled = first, None
     framed = best.framed > 1
     if framed or best.gain <= enough:
         length = RULING * max(rgb.shape)
         if framed:
             length = BOX_SIDE * np.median([d.length for d in best.digits])
-        unruled = remove_rulings(likeliest, length)
-        if unruled is not None:
+        if (unruled := remove_rulings(likeliest, length)) is not None:
             other = read_ink(unruled, scene, network, one)
             # Without rulings, no frame is left to be explained.
             best = max(best, other, key=lambda r: r.gain / r.framed if framed else r.rank)
-    if best.gain <= enough:
+    if best.gain <= enough or best.certainty < CERTAIN:
         size = 1 + 2 * int(STROKE_GAP / 2 * max(rgb.shape))  # odd, so that nothing moves
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
         gapped = likeliest if unruled is None else unruled
         other = read_ink(cv2.morphologyEx(gapped, cv2.MORPH_CLOSE, disc), scene, network, one)
-        best = max(best, other, key=lambda r: r.gain > enough)
+        best = max(best, other, key=lambda r: r.gain > enough and r.certainty)
     if reading.candidates > 2 and not one and best.evidence < enough:
         for quarters in (1, 3):
             turned, *around = [np.rot90(m, quarters).copy() for m in (likeliest, *scene)]

@@ -164,7 +164,7 @@ KINDS = {  # and the share to be read exactly, at least
     "with a gap in a digit": (0.7, gapped),
     "with a broken 1": (0.85, with_a_broken_1),
     "in boxes": (0.9, in_boxes),
-    "hatched": (0.75, hatched),
+    "hatched": (0.7, hatched),
 }
 
 
