@@ -103,7 +103,7 @@ SPREAD = 1.7  # nats, the log-probabilities' standard deviation at which likenes
 STEEPNESS = 3.0  # and how steeply it rises there: a logistic function's factor, for each nat
 CHANCE = 0.03
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-EDGE_COST = 0.5  # of a background that differs around it as much as ink does from it, squared
+EDGE_COST = 1.0  # of a 1 whose background differs around it as much as ink does from it, squared
 CUT_COST = 0.3  # of cutting through ink, half at either end
 JOIN_COST = 0.15  # of joining regions in one digit
 
@@ -515,6 +515,7 @@ class Region:
     contrast: float = 0.0  # and how far the ink is above that
     mass: float = 1e-6  # sum of the edge energy on it
     cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
+    spread: float = 0.0  # of the background around it, as a share of the ink's contrast
     cost: float = 0.0  # what speaks against it as a digit, besides the network
     glyph: np.ndarray | None = None  # float32 (28, 28) in [0, 1], what the network sees
     probabilities: np.ndarray | None = None  # float32 (10,), its answer
@@ -643,8 +644,8 @@ def measure(region, ink, scene):
     sides = region.mask[0], region.mask[-1], region.mask[:, 0], region.mask[:, -1]
     cut = [int(side.sum()) for side, room in zip(sides, rooms, strict=True) if not room]
     region.cutoff = max(cut, default=0) / region.length
-    spread = background_spread(rgb[around], mask, ring)
-    region.cost = BORDER_COST * region.cutoff**2 + EDGE_COST * spread**2
+    region.spread = background_spread(rgb[around], mask, ring)
+    region.cost = BORDER_COST * region.cutoff**2
     return region
 
 
@@ -934,11 +935,13 @@ def keras_model(path):
 
 
 def classify(regions, ink, network):
-    """Set the glyph and the probabilities of each region; with too many holes, it is no digit."""
+    """Set the glyph and the probabilities of each region, and what it costs as that digit."""
     if regions:
         glyphs = np.stack([normalize_digit(region, ink) for region in regions])
         for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
             region.glyph, region.probabilities = glyph, probabilities
+            if region.digit == 1:  # as the edge of a sheet is to the network
+                region.cost += EDGE_COST * region.spread**2
             if region.gain > 0 and count_holes(region.mask) > MAX_HOLES:
                 region.cost = math.inf
 
