@@ -515,7 +515,7 @@ class Region:
     contrast: float = 0.0  # and how far the ink is above that
     mass: float = 1e-6  # sum of the edge energy on it
     cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
-    spread: float = 0.0  # of the background around it, as a share of the ink's contrast
+    background_spread: float = 0.0  # see the function of that name; 0 for what is cut from another
     cost: float = 0.0  # what speaks against it as a digit, besides the network
     glyph: np.ndarray | None = None  # float32 (28, 28) in [0, 1], what the network sees
     probabilities: np.ndarray | None = None  # float32 (10,), its answer
@@ -644,7 +644,7 @@ def measure(region, ink, scene):
     sides = region.mask[0], region.mask[-1], region.mask[:, 0], region.mask[:, -1]
     cut = [int(side.sum()) for side, room in zip(sides, rooms, strict=True) if not room]
     region.cutoff = max(cut, default=0) / region.length
-    region.spread = background_spread(rgb[around], mask, ring)
+    region.background_spread = background_spread(rgb[around], mask, ring)
     region.cost = BORDER_COST * region.cutoff**2
     return region
 
@@ -935,13 +935,16 @@ def keras_model(path):
 
 
 def classify(regions, ink, network):
-    """Set the glyph and the probabilities of each region, and what it costs as that digit."""
+    """Set the glyph and the probabilities of each region, once, and add what speaks against those.
+
+    A 1 may be the edge of something, and what has too many holes is no digit.
+    """
     if regions:
         glyphs = np.stack([normalize_digit(region, ink) for region in regions])
         for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
             region.glyph, region.probabilities = glyph, probabilities
-            if region.digit == 1:  # as the edge of a sheet is to the network
-                region.cost += EDGE_COST * region.spread**2
+            if region.digit == 1:
+                region.cost += EDGE_COST * region.background_spread**2
             if region.gain > 0 and count_holes(region.mask) > MAX_HOLES:
                 region.cost = math.inf
 
@@ -1308,8 +1311,8 @@ def read_pixels(rgb, network, one):
     that no 6 becomes a 9, and with some certainty, since printed text is full of digits when it
     lies on its side.
     """
-    scene, best, first = (rgb, edge_energy(rgb)), Reading([]), None
-    enough = STOP * float(scene[1].sum())
+    energy, best, first = edge_energy(rgb), Reading([]), None
+    scene, enough = (rgb, energy), STOP * float(energy.sum())
     if not enough:  # blank
         return best
     for ink in interpretations(rgb):
@@ -1333,11 +1336,12 @@ def read_pixels(rgb, network, one):
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
         gapped = likeliest if unruled is None else unruled
         other = read_ink(cv2.morphologyEx(gapped, cv2.MORPH_CLOSE, disc), scene, network, one)
-        best = max(best, other, key=lambda r: r.gain > enough and r.certainty)
+        if other.gain > enough and (best.gain <= enough or other.certainty > best.certainty):
+            best = other
     if reading.candidates > 2 and not one and best.evidence < enough:
         for quarters in (1, 3):
-            turned, *around = [np.rot90(m, quarters).copy() for m in (likeliest, *scene)]
-            reading = read_ink(turned, around, network, one)
+            ink, *turned = [np.rot90(image, quarters).copy() for image in (likeliest, *scene)]
+            reading = read_ink(ink, turned, network, one)
             reading.quarters = quarters
             if sum(d.digit != 1 for d in reading.digits) > 2 and reading.certainty > KEEP:
                 best = max(best, reading, key=lambda r: r.rank)

@@ -234,7 +234,7 @@ def texts_of_placed_digits():
 
 
 def test_background_is_the_same_around_a_stroke_and_another_beyond_an_edge():
-    """The background is compared along each side, a neighbour's ink being a quarter at most."""
+    """What a neighbour's ink takes of the background, less than a quarter, does not count."""
     strip, ring, pixels = np.zeros((3, 80, 60), np.uint8)
     strip[20:60, 28:32], ring[10:70, 18:42] = 1, 1
     ring -= cv2.dilate(strip, np.ones((5, 5), np.uint8))
