@@ -82,6 +82,7 @@ FLAT = 5  # grey levels; a background this even, as in drawings, needs no estima
 RULING = 0.25  # of the longer side: straight ink of that length is a ruling,
 BOX_SIDE = 1.4  # of a digit's length: so is this, where digits have been read in frames,
 RULING_SLOPE = 6  # degrees from the level or the upright, at most
+COLOURED = 16  # of CIELAB's units: how far the most colourful 2% are from the background, at least
 STROKE_GAP = 0.04  # of the longer side: gaps within a stroke of dots, dashes or hatching
 
 # From ink to regions
@@ -445,6 +446,16 @@ def ink_as_brightness(rgb, dark):
     return ink - ink.min()
 
 
+def ink_as_chroma(rgb):
+    """Return how far each pixel's colour is from the usual one, whatever its lightness.
+
+    The distance is that in the plane of CIELAB's a and b.
+    """
+    colours = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[..., 1:].astype(np.float32)
+    usual = np.median(at_background_side(colours), axis=(0, 1))
+    return np.linalg.norm(colours - usual, axis=2)
+
+
 def remove_rulings(ink, length):
     """Return a map of ink without straight lines of that length in pixels, or None without any.
 
@@ -483,7 +494,8 @@ def interpretations(rgb):
 
     A map is float32 (height, width), positive on what may be ink. The likeliest come first:
     the distance from a flat background, or from an estimated one; the same for ink of the
-    other polarity; and that ink's bare brightness, which knows nothing of paper.
+    other polarity; that ink's bare brightness, which knows nothing of paper; and the colour
+    alone, which knows nothing of light.
     """
     flat, dark = flat_background(rgb), ink_is_dark(rgb)
     if flat is not None:
@@ -492,6 +504,8 @@ def interpretations(rgb):
     for polarity in (dark, not dark):
         yield ink_on_background(smooth, estimate_background(smooth, polarity), polarity)
     yield ink_as_brightness(rgb, not dark)
+    if quantile((chroma := ink_as_chroma(smooth)).ravel(), 0.98) > COLOURED:
+        yield chroma
 
 
 def edge_energy(rgb):

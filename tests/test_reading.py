@@ -115,6 +115,12 @@ def frame_of(ink, random):
     return *(box + gap).tolist(), int(random.integers(2, 5))
 
 
+def through_a_blind(pixels, random):
+    """Return pixels in stripes of light and shadow."""
+    shadow = np.arange(len(pixels)) // random.integers(14, 30) % 2
+    return pixels * (1 - random.uniform(0.3, 0.6) * shadow[:, None, None])
+
+
 def on_a_desk(random, digit):
     """A sheet of paper whose edges and the dark desk around it are in the picture."""
     left, top = random.integers(8, 20, 2)
@@ -199,6 +205,7 @@ SCENES = {  # and the share of digits to be read, at least
     "pointed at": (0.9, scene(BLACK_ON_WHITE, heights=(80, 81), marks=arrow_to)),
     "on a striped cloth": (0.75, partial(askew, table=striped_cloth, margin=30)),
     "among print": (0.85, scene(BLACK_ON_WHITE, heights=(80, 81), marks=print_around)),
+    "in stripes of light": (0.8, scene(*[(WHITE, pen) for pen in PENS], light=through_a_blind)),
     "beside a code": (0.6, scene(BLACK_ON_WHITE, heights=(80, 81), marks=code_beside)),
 }
 
