@@ -117,7 +117,8 @@ CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
-BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar
+BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar,
+COLOUR_BANDWIDTH = 25.0  # and CIELAB's units of their ink's colour, lightness aside
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.65  # of the image's contrast: a reading that explains so much ends the search
@@ -536,6 +537,7 @@ class Region:
     mask: np.ndarray
     paper: float = 0.0  # the ink's map around it,
     contrast: float = 0.0  # and how far the ink is above that
+    colour: tuple = (0.0, 0.0)  # the ink's, CIELAB's a and b
     mass: float = 1e-6  # sum of the edge energy on it
     cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
     surroundings: tuple = ()  # what background_spread takes; none of what is cut from another
@@ -650,7 +652,7 @@ def background_spread(rgb, mask, ring):
 
 
 def measure(region, ink, scene):
-    """Fill in a region's paper, contrast, mass, cutoff and its costs, and return it."""
+    """Fill in what a region's pixels tell, from paper to cost, and return it."""
     (rgb, energy), (height, width), reach = scene, ink.shape, 2 + region.length // 12
     rooms = region.top, height - region.bottom, region.left, width - region.right
     margins = [min(reach, room) for room in rooms]
@@ -663,6 +665,8 @@ def measure(region, ink, scene):
     region.paper = quantile(paper, 0.5) if len(paper) else 0.0
     # What is joined may stand out by none.
     region.contrast = max(1e-6, quantile(inked, 0.75) - region.paper)
+    ink_rgb = np.uint8([[cv2.mean(rgb[around], mask)[:3]]])
+    region.colour = tuple(cv2.cvtColor(ink_rgb, cv2.COLOR_RGB2LAB)[0, 0, 1:].tolist())
     region.mass = 1e-6 + float(energy[around][near > 0].sum())
     sides = region.mask[0], region.mask[-1], region.mask[:, 0], region.mask[:, -1]
     cut = [int(side.sum()) for side, room in zip(sides, rooms, strict=True) if not room]
@@ -994,9 +998,13 @@ def outermost(regions, holds, frames=()):
 
 
 def similarity(regions):
-    """Return how alike regions are in length and contrast, by a Gaussian kernel: float (n, n)."""
+    """Return how alike regions are in length, contrast and colour: float (n, n) in [0, 1].
+
+    It is a Gaussian kernel. Lightness, which a shadow changes, is left to the contrast.
+    """
     logs = np.log([(r.length, r.contrast) for r in regions]) / BANDWIDTH
-    return np.exp(-np.square(logs[:, None] - logs).sum(axis=2) / 2)
+    features = np.hstack([logs, np.divide([r.colour for r in regions], COLOUR_BANDWIDTH)])
+    return np.exp(-np.square(features[:, None] - features).sum(axis=2) / 2)
 
 
 def find_standard(regions):
@@ -1070,7 +1078,8 @@ def segmentation_lattice(region):
         mask = mask[top : top + height, left : left + width] > 0
         left, top = region.left + left, region.top + top
         right, bottom = left + width, top + height
-        part = Region(left, top, right, bottom, mask, region.paper, region.contrast)
+        inherited = region.paper, region.contrast, region.colour
+        part = Region(left, top, right, bottom, mask, *inherited)
         part.mass = region.mass * int(mask.sum()) / area
         part.cost = (costs[first] + costs[last]) / 2
         edges.append((first, last, part))

@@ -142,6 +142,17 @@ def hatched(random):
     return with_margin(random, ink * (np.indices(ink.shape).sum(axis=0) % 9 < 5)), text
 
 
+def ticked(random):
+    """Return a number and, below it, a teacher's red tick and cross."""
+    ink = written(random, text := some_text(random, 1, 4))
+    sheet = placed(ink, (ink.shape[1] + 110, 190), (30, 30))
+    tick, cross = [(0, 25), (15, 45), (55, 0)], [(80, 0), (110, 45), (95, 22), (110, 0), (80, 45)]
+    corner = random.integers((10, 100), (ink.shape[1], 140))
+    lines = [np.int32(points + corner) for points in (tick, cross)]
+    marks = cv2.polylines(np.zeros_like(sheet), lines, False, 1, int(random.integers(2, 5)))
+    return on_paper(random, sheet, inked(PAPER, marks, (200, 30, 40))), text
+
+
 def with_a_broken_1(random):
     text, bar = some_text(random, 2, 4), written(random, "1")
     bar[len(bar) // 2 :][:4] = 0
@@ -165,6 +176,7 @@ KINDS = {  # and the share to be read exactly, at least
     "with a broken 1": (0.85, with_a_broken_1),
     "in boxes": (0.9, in_boxes),
     "hatched": (0.7, hatched),
+    "ticked": (0.9, ticked),
 }
 
 
