@@ -118,7 +118,8 @@ MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
 BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar,
-COLOUR_BANDWIDTH = 25.0  # and CIELAB's units of their ink's colour, lightness aside
+COLOUR_BANDWIDTH = 25.0  # and CIELAB's units of their ink's colour, lightness aside,
+ANOTHER_COLOUR = 0.5  # of the similarity is left to digits in other colours, at least
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
 STOP = 0.65  # of the image's contrast: a reading that explains so much ends the search
@@ -1000,11 +1001,13 @@ def outermost(regions, holds, frames=()):
 def similarity(regions):
     """Return how alike regions are in length, contrast and colour: float (n, n) in [0, 1].
 
-    It is a Gaussian kernel. Lightness, which a shadow changes, is left to the contrast.
+    It is a Gaussian kernel of each, but that some numbers are written in several colours.
+    Lightness, which a shadow changes, is left to the contrast.
     """
     logs = np.log([(r.length, r.contrast) for r in regions]) / BANDWIDTH
-    features = np.hstack([logs, np.divide([r.colour for r in regions], COLOUR_BANDWIDTH)])
-    return np.exp(-np.square(features[:, None] - features).sum(axis=2) / 2)
+    colours = np.divide([r.colour for r in regions], COLOUR_BANDWIDTH)
+    sizes, pens = (np.exp(-np.square(x[:, None] - x).sum(axis=2) / 2) for x in (logs, colours))
+    return sizes * np.maximum(pens, ANOTHER_COLOUR)
 
 
 def find_standard(regions):

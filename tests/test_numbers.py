@@ -153,6 +153,14 @@ def ticked(random):
     return on_paper(random, sheet, inked(PAPER, marks, (200, 30, 40))), text
 
 
+def in_several_colours(random):
+    text = some_text(random, 2, 5)
+    digits = [np.pad(written(random, label), ((30, 30), (10, 10))) for label in text]
+    pens = random.choice([(200, 40, 40), (30, 60, 190), (20, 130, 60), (90, 40, 140)], len(text))
+    sheets = [inked(PAPER, digit, pen) for digit, pen in zip(digits, pens, strict=True)]
+    return photographed(np.hstack(sheets), random), text
+
+
 def with_a_broken_1(random):
     text, bar = some_text(random, 2, 4), written(random, "1")
     bar[len(bar) // 2 :][:4] = 0
@@ -177,6 +185,7 @@ KINDS = {  # and the share to be read exactly, at least
     "in boxes": (0.9, in_boxes),
     "hatched": (0.7, hatched),
     "ticked": (0.9, ticked),
+    "in several colours": (0.9, in_several_colours),
 }
 
 
