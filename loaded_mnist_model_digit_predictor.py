@@ -82,7 +82,7 @@ FLAT = 5  # grey levels; a background this even, as in drawings, needs no estima
 RULING = 0.25  # of the longer side: straight ink of that length is a ruling,
 BOX_SIDE = 1.4  # of a digit's length: so is this, where digits have been read in frames,
 RULING_SLOPE = 6  # degrees from the level or the upright, at most
-COLOURED = 16  # of CIELAB's units: how far the most colourful 2% are from the background, at least
+COLOURED = 16  # levels of chroma: how far the strongest 2% are from the background, at least
 STROKE_GAP = 0.04  # of the longer side: gaps within a stroke of dots, dashes or hatching
 
 # From ink to regions
@@ -118,7 +118,7 @@ MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
 BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar,
-COLOUR_BANDWIDTH = 25.0  # and CIELAB's units of their ink's colour, lightness aside,
+COLOUR_BANDWIDTH = 25.0  # and levels of their ink's chroma, in which lightness does not count,
 ANOTHER_COLOUR = 0.5  # of the similarity is left to digits in other colours, at least
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
@@ -451,9 +451,9 @@ def ink_as_brightness(rgb, dark):
 def ink_as_chroma(rgb):
     """Return how far each pixel's colour is from the usual one, whatever its lightness.
 
-    The distance is that in the plane of CIELAB's a and b.
+    The distance is that in the plane of Cr and Cb. CIELAB's tables take 0.14 s to make.
     """
-    colours = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[..., 1:].astype(np.float32)
+    colours = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., 1:].astype(np.float32)
     usual = np.median(at_background_side(colours), axis=(0, 1))
     return np.linalg.norm(colours - usual, axis=2)
 
@@ -538,7 +538,7 @@ class Region:
     mask: np.ndarray
     paper: float = 0.0  # the ink's map around it,
     contrast: float = 0.0  # and how far the ink is above that
-    colour: tuple = (0.0, 0.0)  # the ink's, CIELAB's a and b
+    colour: tuple = (0.0, 0.0)  # the ink's, Cr and Cb
     mass: float = 1e-6  # sum of the edge energy on it
     cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
     surroundings: tuple = ()  # what background_spread takes; none of what is cut from another
@@ -667,7 +667,7 @@ def measure(region, ink, scene):
     # What is joined may stand out by none.
     region.contrast = max(1e-6, quantile(inked, 0.75) - region.paper)
     ink_rgb = np.uint8([[cv2.mean(rgb[around], mask)[:3]]])
-    region.colour = tuple(cv2.cvtColor(ink_rgb, cv2.COLOR_RGB2LAB)[0, 0, 1:].tolist())
+    region.colour = tuple(cv2.cvtColor(ink_rgb, cv2.COLOR_RGB2YCrCb)[0, 0, 1:].tolist())
     region.mass = 1e-6 + float(energy[around][near > 0].sum())
     sides = region.mask[0], region.mask[-1], region.mask[:, 0], region.mask[:, -1]
     cut = [int(side.sum()) for side, room in zip(sides, rooms, strict=True) if not room]
