@@ -79,10 +79,10 @@ TINY_SIDE = 64  # and these without blurring them: at MNIST's size each pixel is
 BACKGROUND_SIDE = 160  # pixels; the background is estimated at this size
 PEN_LIMIT = 27  # of those pixels; what is wider is a shadow or a desk, not a stroke
 FLAT = 5  # grey levels; a background this even, as in drawings, needs no estimate
+COLOURED = 16  # levels of chroma: how far the strongest 2% are from the background, at least
 RULING = 0.25  # of the longer side: straight ink of that length is a ruling,
 BOX_SIDE = 1.4  # of a digit's length: so is this, where digits have been read in frames,
 RULING_SLOPE = 6  # degrees from the level or the upright, at most
-COLOURED = 16  # levels of chroma: how far the strongest 2% are from the background, at least
 STROKE_GAP = 0.04  # of the longer side: gaps within a stroke of dots, dashes or hatching
 
 # From ink to regions
@@ -506,7 +506,8 @@ def interpretations(rgb):
     for polarity in (dark, not dark):
         yield ink_on_background(smooth, estimate_background(smooth, polarity), polarity)
     yield ink_as_brightness(rgb, not dark)
-    if quantile((chroma := ink_as_chroma(smooth)).ravel(), 0.98) > COLOURED:
+    chroma = ink_as_chroma(smooth)
+    if quantile(chroma.ravel(), 0.98) > COLOURED:
         yield chroma
 
 
@@ -538,7 +539,7 @@ class Region:
     mask: np.ndarray
     paper: float = 0.0  # the ink's map around it,
     contrast: float = 0.0  # and how far the ink is above that
-    colour: tuple = (0.0, 0.0)  # the ink's, Cr and Cb
+    colour: tuple = (0.0, 0.0, 0.0)  # the ink's mean, RGB
     mass: float = 1e-6  # sum of the edge energy on it
     cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
     surroundings: tuple = ()  # what background_spread takes; none of what is cut from another
@@ -666,8 +667,7 @@ def measure(region, ink, scene):
     region.paper = quantile(paper, 0.5) if len(paper) else 0.0
     # What is joined may stand out by none.
     region.contrast = max(1e-6, quantile(inked, 0.75) - region.paper)
-    ink_rgb = np.uint8([[cv2.mean(rgb[around], mask)[:3]]])
-    region.colour = tuple(cv2.cvtColor(ink_rgb, cv2.COLOR_RGB2YCrCb)[0, 0, 1:].tolist())
+    region.colour = cv2.mean(rgb[around], mask)[:3]
     region.mass = 1e-6 + float(energy[around][near > 0].sum())
     sides = region.mask[0], region.mask[-1], region.mask[:, 0], region.mask[:, -1]
     cut = [int(side.sum()) for side, room in zip(sides, rooms, strict=True) if not room]
@@ -1005,8 +1005,9 @@ def similarity(regions):
     Lightness, which a shadow changes, is left to the contrast.
     """
     logs = np.log([(r.length, r.contrast) for r in regions]) / BANDWIDTH
-    colours = np.divide([r.colour for r in regions], COLOUR_BANDWIDTH)
-    sizes, pens = (np.exp(-np.square(x[:, None] - x).sum(axis=2) / 2) for x in (logs, colours))
+    inks = cv2.cvtColor(np.uint8([[r.colour for r in regions]]), cv2.COLOR_RGB2YCrCb)
+    chroma = inks[0, :, 1:] / COLOUR_BANDWIDTH
+    sizes, pens = (np.exp(-np.square(x[:, None] - x).sum(axis=2) / 2) for x in (logs, chroma))
     return sizes * np.maximum(pens, ANOTHER_COLOUR)
 
 
