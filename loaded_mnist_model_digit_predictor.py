@@ -104,7 +104,7 @@ SPREAD = 1.7  # nats, the log-probabilities' standard deviation at which likenes
 STEEPNESS = 3.0  # and how steeply it rises there: a logistic function's factor, for each nat
 CHANCE = 0.03
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-EDGE_COST = 1.0  # of a 1 whose background differs around it as much as ink does from it, squared
+EDGE_COST = 1.5  # of a background that varies around it as much as ink differs from it, squared
 CUT_COST = 0.3  # of cutting through ink, half at either end
 JOIN_COST = 0.15  # of joining regions in one digit
 
@@ -542,7 +542,7 @@ class Region:
     colour: tuple = (0.0, 0.0, 0.0)  # the ink's mean, RGB
     mass: float = 1e-6  # sum of the edge energy on it
     cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
-    surroundings: tuple = ()  # what background_spread takes; none of what is cut from another
+    surroundings: tuple = ()  # what background_variance takes; none of what is cut from another
     cost: float = 0.0  # what speaks against it as a digit, besides the network
     glyph: np.ndarray | None = None  # float32 (28, 28) in [0, 1], what the network sees
     probabilities: np.ndarray | None = None  # float32 (10,), its answer
@@ -639,18 +639,23 @@ def component_tree(ink, scene):
     return [region for region in regions if region.contrast > 1e-3]
 
 
-def background_spread(rgb, mask, ring):
-    """Return how much the background in a ring around ink varies, as a share of its contrast.
+def background_variance(rgb, mask, ring):
+    """Return the variance of the background in a ring around ink, over the contrast squared.
 
-    It is the interquartile range, in the channel in which they differ most. The edge of a sheet
-    has other colours on either side; a stroke has the same.
+    It is local, within a third of the longer side, in the channel in which ink and background
+    differ most: along the edge of a sheet, the background has other colours on either side;
+    a stroke has the same, and the edge of a shadow meets a digit in few places.
     """
-    channel = np.abs(np.subtract(cv2.mean(rgb, mask), cv2.mean(rgb, ring))).argmax()
-    ink, background = (rgb[..., channel][m > 0].astype(np.float32) for m in (mask, ring))
-    if not len(background):
+    if not ring.any():
         return 0.0
-    low, middle, high = (quantile(background, share) for share in (0.25, 0.5, 0.75))
-    return (high - low) / max(1.0, quantile(abs(ink - middle), 0.75))
+    channel = np.abs(np.subtract(cv2.mean(rgb, mask), cv2.mean(rgb, ring))).argmax()
+    pixels, window = rgb[..., channel].astype(np.float32), (max(mask.shape) // 3 | 1,) * 2
+    moments = (cv2.blur(ring * pixels**power, window)[ring > 0] for power in range(3))
+    share, mean, square = moments
+    variance = np.maximum(square / share - np.square(mean / share), 0).mean()
+    middle = quantile(pixels[ring > 0], 0.5)
+    contrast = max(1.0, quantile(abs(pixels[mask > 0] - middle), 0.75))
+    return float(variance) / contrast**2
 
 
 def measure(region, ink, scene):
@@ -965,14 +970,14 @@ def keras_model(path):
 def classify(regions, ink, network):
     """Set the glyph and the probabilities of each region, once, and add what speaks against those.
 
-    A 1 may be the edge of something, and what has too many holes is no digit.
+    It may be the edge of something, and what has too many holes is no digit.
     """
     if regions:
         glyphs = np.stack([normalize_digit(region, ink) for region in regions])
         for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
             region.glyph, region.probabilities = glyph, probabilities
-            if region.digit == 1 and region.surroundings:
-                region.cost += EDGE_COST * background_spread(*region.surroundings) ** 2
+            if region.gain > 0 and region.surroundings:
+                region.cost += EDGE_COST * background_variance(*region.surroundings)
             if region.gain > 0 and count_holes(region.mask) > MAX_HOLES:
                 region.cost = math.inf
 

@@ -241,21 +241,24 @@ def texts_of_placed_digits():
 
 
 def test_background_is_the_same_around_a_stroke_and_another_beyond_an_edge():
-    """What a neighbour's ink takes of the background, less than a quarter, does not count."""
+    """Nor do a neighbour's ink and a shadow that crosses a stroke make an edge of it."""
     strip, ring, pixels = np.zeros((3, 80, 60), np.uint8)
     strip[20:60, 28:32], ring[10:70, 18:42] = 1, 1
     ring -= cv2.dilate(strip, np.ones((5, 5), np.uint8))
-    pixels[:, 40:] = 90  # a neighbour's ink
-    for sides, ink, least, most in (
-        ((200, 200), 60, 0, 0),  # a stroke, dark or light
-        ((60, 60), 200, 0, 0),
-        ((200, 40), 90, 1, 9),  # the edge of a sheet
-        ((200, 150), 20, 0.2, 0.5),  # a stroke along the edge of a shadow
+    left, top = np.s_[:, :30], np.s_[:40]
+    for side, here, there, ink, least, most in (
+        (left, 200, 200, 60, 0, 0.05),  # a stroke, dark or light
+        (left, 60, 60, 200, 0, 0.05),
+        (left, 200, 40, 90, 0.3, 1),  # the edge of a sheet
+        (left, 200, 150, 20, 0, 0.05),  # a stroke along the edge of a shadow, or across it
+        (top, 200, 150, 20, 0, 0.05),
     ):
-        pixels[:, :30], pixels[:, 30:40] = sides
+        pixels[:] = there
+        pixels[side] = here
+        pixels[:, 40:] = 90  # a neighbour's ink
         pixels[strip > 0] = ink
         rgb = cv2.merge([np.full_like(pixels, 120), pixels, pixels // 2])
-        assert least <= predictor.background_spread(rgb, strip, ring) <= most, (sides, ink)
+        assert least <= predictor.background_variance(rgb, strip, ring) <= most, (side, here, ink)
 
 
 def test_single_digit_stays_single_wherever_it_is(readings):
