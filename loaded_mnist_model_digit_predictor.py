@@ -1348,9 +1348,9 @@ def read_pixels(rgb, network, one):
     map is read without rulings; where digits have frames, in any case, without lines longer than
     digits, since one that touches its box is hidden in that. Where doubt is left, its gaps are
     closed, which counts only if that explains most. Where nothing does, or 1s do it, the map is
-    read turned by a quarter, too: at least three digits besides 1s, into which lines turn, so
-    that no 6 becomes a 9, and with some certainty, since printed text is full of digits when it
-    lies on its side.
+    read turned by a quarter, too, and without its rulings if little has been read: at least three
+    digits besides 1s, into which lines turn, so that no 6 becomes a 9, and with some certainty,
+    since printed text is full of digits when it lies on its side.
     """
     energy, best, first = edge_energy(rgb), Reading([]), None
     scene, enough = (rgb, energy), STOP * float(energy.sum())
@@ -1378,8 +1378,11 @@ def read_pixels(rgb, network, one):
         if other.gain > enough and (best.gain <= enough or other.certainty > best.certainty):
             best = other
     if reading.candidates > 2 and not one and best.evidence < enough:
-        for quarters in (1, 3):
-            ink, *turned = [np.rot90(image, quarters).copy() for image in (likeliest, *scene)]
+        maps = [likeliest]
+        if unruled is not None and sum(d.digit != 1 for d in best.digits) < 3:
+            maps.append(unruled)
+        for upright, quarters in itertools.product(maps, (1, 3)):
+            ink, *turned = [np.rot90(image, quarters).copy() for image in (upright, *scene)]
             reading = read_ink(ink, turned, network, one)
             reading.quarters = quarters
             if sum(d.digit != 1 for d in reading.digits) > 2 and reading.certainty > KEEP:

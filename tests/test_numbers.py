@@ -102,6 +102,14 @@ def more_lines(random, count, height, leading, rulings=False):
     return on_paper(random, ink, paper), "\n".join(texts)
 
 
+def sideways_on_rulings(random):
+    text = some_text(random, 5, 8)
+    ink = written(random, text, height=34, gap=(0.6, 1))
+    size = ink.shape[1] + 60, 240
+    paper = ruled(size, random, 40, colour=(110, 120, 170))
+    return np.rot90(on_paper(random, placed(ink, size, random=random), paper), 1).copy(), text
+
+
 def low_resolution(random):
     """Return a large sheet with two lines of digits 10 pixels tall, photographed from afar."""
     texts = [some_text(random, 3, 5) for _ in range(2)]
@@ -186,6 +194,7 @@ KINDS = {  # and the share to be read exactly, at least
     "hatched": (0.7, hatched),
     "ticked": (0.9, ticked),
     "in several colours": (0.9, in_several_colours),
+    "sideways on rulings": (0.5, sideways_on_rulings),
 }
 
 
