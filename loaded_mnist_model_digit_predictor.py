@@ -104,7 +104,7 @@ SPREAD = 1.7  # nats, the log-probabilities' standard deviation at which likenes
 STEEPNESS = 3.0  # and how steeply it rises there: a logistic function's factor, for each nat
 CHANCE = 0.03
 BORDER_COST = 3.0  # of lying along the image's border with all its length, squared
-EDGE_COST = 1.5  # of a background that varies around it as much as ink differs from it, squared
+EDGE_COST = 2.0  # of a background that varies around it as much as ink differs from it, squared
 CUT_COST = 0.3  # of cutting through ink, half at either end
 JOIN_COST = 0.15  # of joining regions in one digit
 
@@ -643,8 +643,8 @@ def background_variance(rgb, mask, ring):
     """Return the variance of the background in a ring around ink, over the contrast squared.
 
     It is local, within a third of the longer side, in the channel in which ink and background
-    differ most: along the edge of a sheet, the background has other colours on either side;
-    a stroke has the same, and the edge of a shadow meets a digit in few places.
+    differ most, and the median: along the edge of a sheet, the background has other colours on
+    either side; a stroke has the same, and shadows and neighbours meet a digit in few places.
     """
     if not ring.any():
         return 0.0
@@ -652,10 +652,10 @@ def background_variance(rgb, mask, ring):
     pixels, window = rgb[..., channel].astype(np.float32), (max(mask.shape) // 3 | 1,) * 2
     moments = (cv2.blur(ring * pixels**power, window)[ring > 0] for power in range(3))
     share, mean, square = moments
-    variance = np.maximum(square / share - np.square(mean / share), 0).mean()
+    variance = quantile(np.maximum(square / share - np.square(mean / share), 0), 0.5)
     middle = quantile(pixels[ring > 0], 0.5)
     contrast = max(1.0, quantile(abs(pixels[mask > 0] - middle), 0.75))
-    return float(variance) / contrast**2
+    return variance / contrast**2
 
 
 def measure(region, ink, scene):
