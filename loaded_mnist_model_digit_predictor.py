@@ -646,14 +646,15 @@ def background_variance(rgb, mask, ring):
     differ most, and the median: along the edge of a sheet, the background has other colours on
     either side; a stroke has the same, and shadows and neighbours meet a digit in few places.
     """
-    if not ring.any():
+    background = ring > 0
+    if not background.any():
         return 0.0
     channel = np.abs(np.subtract(cv2.mean(rgb, mask), cv2.mean(rgb, ring))).argmax()
     pixels, window = rgb[..., channel].astype(np.float32), (max(mask.shape) // 3 | 1,) * 2
-    moments = (cv2.blur(ring * pixels**power, window)[ring > 0] for power in range(3))
+    moments = (cv2.blur(ring * pixels**power, window)[background] for power in range(3))
     share, mean, square = moments
     variance = quantile(np.maximum(square / share - np.square(mean / share), 0), 0.5)
-    middle = quantile(pixels[ring > 0], 0.5)
+    middle = quantile(pixels[background], 0.5)
     contrast = max(1.0, quantile(abs(pixels[mask > 0] - middle), 0.75))
     return variance / contrast**2
 
