@@ -110,10 +110,10 @@ JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
-PIECE_WIDTH = 0.14  # of the height: the width of the pieces into which a region is cut,
-MAX_CROSSED = 0.5  # of the height: the ink that a cut crosses, at most
+PIECE_WIDTH = 0.12  # of the height: the width of the pieces into which a region is cut,
+MAX_CROSSED = 0.7  # of the height: the ink that a cut crosses, at most
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
-CUT_SHARE = 0.6  # of a region's mass: what digits cut from it explain, or it is a sign such as #
+CUT_SHARE = 0.7  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
@@ -121,7 +121,7 @@ BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits ar
 COLOUR_BANDWIDTH = 25.0  # and levels of their ink's chroma, in which lightness does not count,
 ANOTHER_COLOUR = 0.5  # of the similarity is left to digits in other colours, at least
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
-LINE_SHARE = 0.25  # of the best line's gain: a line below is dropped
+LINE_SHARE = 0.1  # of the best line's gain: a line below is dropped
 STOP = 0.65  # of the image's contrast: a reading that explains so much ends the search
 CLEARANCE = 0.1  # of a digit's length: what lies all around it, no nearer, is a frame
 FRAMED_HEIGHT = 0.4  # of a region's height: a digit so tall in it explains it, and it is not cut
@@ -1110,16 +1110,21 @@ def segment_touching(regions, digits, ink, network):
 
     digits is what best_cover has read without that. The largest regions are tried that are wide
     enough, of the digits' size, and no mere frame of a sure digit; what is cut from one counts
-    only if it explains most of it.
+    only if it explains most of it. A sure digit is tried itself only beside others.
     """
     size = find_standard(digits).height if digits else 0
-    sure = [d for d in digits if d.certainty > 0.7]
+    sure, several = [d for d in digits if d.certainty > 0.7], len(digits) > 1
+    most = math.exp(-CUT_COST / 2) - CHANCE  # of a region's mass: what pieces of it explain at most
     chosen = [
         region
         for region, inside in zip(regions[::-1], containment(regions, sure)[::-1], strict=True)
         if 0.8 * region.height < region.width < 14 * region.height
         and (not size or 0.5 < region.height / size < 2.5)
-        and all(d.height <= FRAMED_HEIGHT * region.height for d in itertools.compress(sure, inside))
+        and region.gain < most * region.mass
+        and all(
+            d.height <= FRAMED_HEIGHT * region.height or (several and d is region)
+            for d in itertools.compress(sure, inside)
+        )
     ]
     lattices = {region: segmentation_lattice(region) for region in chosen[:MAX_CUT]}
     classify([part for edges, _ in lattices.values() for _, _, part in edges], ink, network)

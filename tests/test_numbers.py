@@ -102,6 +102,12 @@ def more_lines(random, count, height, leading, rulings=False):
     return on_paper(random, ink, paper), "\n".join(texts)
 
 
+def with_a_short_line(random):
+    texts = some_text(random, 11, 13), some_text(random, 2, 3)
+    ink = page([written(random, text, 40) for text in texts], 70)
+    return on_paper(random, ink), "\n".join(texts)
+
+
 def sideways_on_rulings(random):
     text = some_text(random, 5, 8)
     ink = written(random, text, height=34, gap=(0.6, 1))
@@ -169,11 +175,22 @@ def in_several_colours(random):
     return photographed(np.hstack(sheets), random), text
 
 
+def beside(left, right):
+    """Return two drawings of one height side by side, 15 pixels apart."""
+    return np.hstack([left, np.zeros((len(left), 15), np.float32), right])
+
+
 def with_a_broken_1(random):
     text, bar = some_text(random, 2, 4), written(random, "1")
     bar[len(bar) // 2 :][:4] = 0
-    ink = np.hstack([written(random, text), np.zeros((len(bar), 15), np.float32), bar])
-    return with_margin(random, ink), text + "1"
+    return with_margin(random, beside(written(random, text), bar)), text + "1"
+
+
+def with_a_pair(random):
+    """Return a number of which the last two digits touch."""
+    text, pair = some_text(random, 2, 4), some_text(random, 2, 2)
+    ink = beside(written(random, text), written(random, pair, touching=True))
+    return with_margin(random, ink), text + pair
 
 
 KINDS = {  # and the share to be read exactly, at least
@@ -185,11 +202,13 @@ KINDS = {  # and the share to be read exactly, at least
     "touching": (0.55, partial(one_line, least=2, most=4, touching=True)),
     "sloped": (0.9, sloped),
     "three lines": (0.93, partial(more_lines, count=3, height=40, leading=70)),
+    "with a short line": (0.8, with_a_short_line),
     "on ruled paper": (0.85, partial(more_lines, count=2, height=44, leading=80, rulings=True)),
     "white on black": (0.9, partial(one_line, inverted=True)),
     "low resolution": (0.85, low_resolution),
     "with a gap in a digit": (0.7, gapped),
     "with a broken 1": (0.85, with_a_broken_1),
+    "with a pair that touches": (0.7, with_a_pair),
     "in boxes": (0.9, in_boxes),
     "hatched": (0.7, hatched),
     "ticked": (0.9, ticked),
