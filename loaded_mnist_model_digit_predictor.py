@@ -110,10 +110,12 @@ JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
-PIECE_WIDTH = 0.12  # of the height: the width of the pieces into which a region is cut,
+CUTS = (  # of a region's height, the width of pieces; of its mass, what digits made of them explain
+    (0.2, 0.2),  # at least: coarse ones first, which tell most of what is no number,
+    (0.12, 0.7),  # and fine ones, which must explain most of it, or it is a sign such as #
+)
 MAX_CROSSED = 0.7  # of the height: the ink that a cut crosses, at most
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
-CUT_SHARE = 0.7  # of a region's mass: what digits cut from it explain, or it is a sign such as #
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
@@ -977,10 +979,11 @@ def classify(regions, ink, network):
         glyphs = np.stack([normalize_digit(region, ink) for region in regions])
         for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
             region.glyph, region.probabilities = glyph, probabilities
-            if region.gain > 0 and region.surroundings:
-                region.cost += EDGE_COST * background_variance(*region.surroundings)
-            if region.gain > 0 and count_holes(region.mask) > MAX_HOLES:
-                region.cost = math.inf
+            if region.gain > 0:
+                if region.surroundings:
+                    region.cost += EDGE_COST * background_variance(*region.surroundings)
+                if count_holes(region.mask) > MAX_HOLES:
+                    region.cost = math.inf
 
 
 def containment(outer, inner, clearance=0.0):
@@ -1064,12 +1067,13 @@ def cut_touching(mask, count):
     return np.maximum.accumulate(np.reshape(cuts, (-1, height)), axis=0), crossed
 
 
-def segmentation_lattice(region):
+def segmentation_lattice(region, piece_width):
     """Return all ways to take consecutive pieces of a region as a digit, and the pieces' number.
 
-    Each is an edge: (first piece, piece after the last, Region).
+    Each is an edge: (first piece, piece after the last, Region). piece_width is a share of the
+    region's height.
     """
-    pieces = max(2, round(region.width / (PIECE_WIDTH * region.height)))
+    pieces = max(2, round(region.width / (piece_width * region.height)))
     cuts, crossed = cut_touching(region.mask, pieces)
     labels = (np.arange(region.width) >= cuts[..., None]).sum(axis=0, dtype=np.uint8)
     labels[~region.mask] = 255  # in no piece
@@ -1126,10 +1130,13 @@ def segment_touching(regions, digits, ink, network):
             for d in itertools.compress(sure, inside)
         )
     ]
-    lattices = {region: segmentation_lattice(region) for region in chosen[:MAX_CUT]}
-    classify([part for edges, _ in lattices.values() for _, _, part in edges], ink, network)
-    ways = {region: viterbi(*lattice) for region, lattice in lattices.items()}
-    return {region: way for region, way in ways.items() if way[0] > CUT_SHARE * region.mass}
+    chosen, ways = chosen[:MAX_CUT], {}
+    for piece_width, least in CUTS:
+        lattices = [segmentation_lattice(region, piece_width) for region in chosen]
+        classify([part for edges, _ in lattices for _, _, part in edges], ink, network)
+        ways = {region: viterbi(*lattice) for region, lattice in zip(chosen, lattices, strict=True)}
+        chosen = [region for region in chosen if ways[region][0] > least * region.mass]
+    return {region: ways[region] for region in chosen}
 
 
 def join_broken(digits, loose, ink, scene, network):
