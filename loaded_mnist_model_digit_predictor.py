@@ -31,7 +31,7 @@ import stat
 import sys
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's: images run in parallel instead
@@ -118,6 +118,7 @@ MAX_CROSSED = 0.7  # of the height: the ink that a cut crosses, at most
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
+TILT = 7  # degrees; lines that are tilted by more are read level, too
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
 BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar,
 COLOUR_BANDWIDTH = 25.0  # and levels of their ink's chroma, in which lightness does not count,
@@ -493,6 +494,18 @@ def close_gaps(ink, width):
     return cv2.morphologyEx(ink, cv2.MORPH_CLOSE, disc, iterations=round(width / 4))
 
 
+def rotate(images, degrees):
+    """Return images turned to the left, zero in what is new, and the affine map (2, 3) back."""
+    height, width = images[0].shape[:2]
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
+    size = np.rint(abs(turn[:, :2]) @ (width, height)).astype(int)
+    turn[:, 2] += (size - (width, height)) / 2
+    of_centres = turn.copy()  # pixels' centres lie half a pixel further than their edges
+    of_centres[:, 2] += turn[:, :2] @ (0.5, 0.5) - 0.5
+    turned = [cv2.warpAffine(image, of_centres, size.tolist()) for image in images]
+    return turned, cv2.invertAffineTransform(turn)
+
+
 def interpretations(rgb):
     """Yield maps of ink, each made when it is asked for.
 
@@ -565,6 +578,10 @@ class Region:
     @property
     def length(self):
         return max(self.width, self.height)
+
+    @property
+    def centre(self):
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
     @property
     def digit(self):
@@ -1195,15 +1212,14 @@ def in_context(digits):
 # --- Lines -----------------------------------------------------------------
 
 
-def angle_of_lines(centres, height):
-    """Return the angle in radians, up to 42 degrees, at which centres best fall into lines."""
-    if len(centres) < 4:
-        return 0.0
-    (x, y), degrees = centres.T, np.arange(42, -43, -2)
+def tilt_of_lines(regions):
+    """Return the degrees, at most 42, by which regions' lines fall to the right."""
+    height = np.median([r.height for r in regions])
+    (x, y), degrees = np.transpose([r.centre for r in regions]), np.arange(42, -43, -2)
     angles = np.radians(degrees)
     rows = np.sort(np.outer(np.cos(angles), y) - np.outer(np.sin(angles), x))
     spread = np.minimum(np.diff(rows) / height, 1).sum(axis=1) + 0.02 * abs(degrees)
-    return angles[spread.argmin()]
+    return int(degrees[spread.argmin()])
 
 
 def group_lines(regions):
@@ -1212,10 +1228,10 @@ def group_lines(regions):
     Lines that explain little beside the best one are left out: marks, and no numbers.
     """
     height = float(np.median([r.height for r in regions]))
-    centres = np.array([(r.left + r.right, r.top + r.bottom) for r in regions]) / 2
-    angle = angle_of_lines(centres, height)
-    cos, sin = np.cos(angle), np.sin(angle)
-    turned = dict(zip(regions, centres @ [[cos, -sin], [sin, cos]], strict=True))
+    angle = math.radians(tilt_of_lines(regions))
+    cos, sin = math.cos(angle), math.sin(angle)
+    level = np.array([r.centre for r in regions]) @ [[cos, -sin], [sin, cos]]
+    turned = dict(zip(regions, level, strict=True))
     lines = []
     for region in sorted(regions, key=lambda r: turned[r][0]):
         (x, y), away = turned[region], []
@@ -1252,13 +1268,12 @@ def total(digits, key):
 class Reading:
     """What was read in one interpretation of an image."""
 
-    digits: list  # Regions
+    images: tuple = ()  # what read_ink takes
+    to_original: np.ndarray = field(default_factory=lambda: np.eye(2, 3))  # affine, of their pixels
+    digits: list | tuple = ()  # Regions
     mass: float = 1.0  # what there was to explain,
     framed: float = 1.0  # and that over what is left of it without the digits' own frames
     candidates: int = 0  # regions among which they were chosen
-    quarters: int = 0  # by which the image was turned to the left
-    shape: tuple = (0, 0)  # of the image before that, and
-    scale: float = 1.0  # from the pixels that were read to the original's
 
     @property
     def evidence(self):
@@ -1295,15 +1310,16 @@ class Reading:
         sure = float(np.mean([digit.certainty for digit in self.digits]))
         return self.evidence / self.mass * sure  # 1s may be anything straight
 
-    def box(self, region):
-        """Return a region's box (left, top, right, bottom) in pixels of the original."""
+    def box(self, region, size):
+        """Return a region's box (left, top, right, bottom) in pixels of the original, of that size.
+
+        Where that was turned, it is the upright box around the region's own.
+        """
         left, top, right, bottom = region.box
-        height, width = self.shape
-        if self.quarters == 1:
-            left, top, right, bottom = width - bottom, left, width - top, right
-        elif self.quarters == 3:
-            left, top, right, bottom = top, height - right, bottom, height - left
-        return tuple(round(float(edge) * self.scale) for edge in (left, top, right, bottom))
+        corners = np.array([[(left, top), (right, top), (left, bottom), (right, bottom)]], float)
+        (corners,) = cv2.transform(corners, self.to_original)
+        edges = np.rint([corners.min(axis=0), corners.max(axis=0)])
+        return tuple(np.clip(edges, 0, size).astype(int).ravel().tolist())
 
 
 def mass_without_frames(regions, holds, digits, share=1.0):
@@ -1319,12 +1335,15 @@ def mass_without_frames(regions, holds, digits, share=1.0):
     return max(sum(r.mass for r in rest), sum(d.mass for d in digits))
 
 
-def read_ink(ink, scene, network, one):
-    """Return the Reading of one map of ink."""
+def read_ink(images, network, one):
+    """Return the Reading of one map of ink; images are that, the pixels and their edge energy."""
+    ink, *scene = images
+    reading = Reading(images)
     regions = sorted(component_tree(ink, scene), key=lambda r: -r.mass)
     if not regions:
-        return Reading([])
+        return reading
     everything, holds = regions, containment(regions, regions)
+    reading.candidates = len(everything)
     roots = outermost(regions, holds)
     mass = sum(r.mass for r in roots)
 
@@ -1347,11 +1366,19 @@ def read_ink(ink, scene, network, one):
     loose = list(itertools.compress(loose, apart))
     digits = join_broken(digits, loose, ink, scene, network)
     digits = [max(digits, key=lambda d: d.gain)] if one and digits else in_context(digits)
-    if not digits:
-        return Reading([], candidates=len(everything))
-    bare = mass_without_frames(everything, holds, digits)
-    mass = max(bare, mass_without_frames(everything, holds, digits, FRAMED_HEIGHT))
-    return Reading(digits, mass, mass / bare, len(everything))
+    if digits:
+        bare = mass_without_frames(everything, holds, digits)
+        reading.mass = max(bare, mass_without_frames(everything, holds, digits, FRAMED_HEIGHT))
+        reading.digits, reading.framed = digits, reading.mass / bare
+    return reading
+
+
+def read_rotated(reading, degrees, network):
+    """Return the Reading of the same map of ink, turned to the left."""
+    images, back = rotate(reading.images, degrees)
+    rotated = read_ink(images, network, False)
+    rotated.to_original = reading.to_original @ np.vstack([back, [0, 0, 1]])
+    return rotated
 
 
 def read_pixels(rgb, network, one):
@@ -1363,44 +1390,47 @@ def read_pixels(rgb, network, one):
     closed, which counts only if that explains most. Where nothing does, or 1s do it, the map is
     read turned by a quarter, too, and without its rulings if little has been read: at least three
     digits besides 1s, into which lines turn, so that no 6 becomes a 9, and with some certainty,
-    since printed text is full of digits when it lies on its side.
+    since printed text is full of digits when it lies on its side. Lines that are tilted are read
+    level, too.
     """
-    energy, best, first = edge_energy(rgb), Reading([]), None
-    scene, enough = (rgb, energy), STOP * float(energy.sum())
+    energy, best, first = edge_energy(rgb), Reading(), None
+    enough = STOP * float(energy.sum())
     if not enough:  # blank
         return best
     for ink in interpretations(rgb):
-        reading = read_ink(ink, scene, network, one)
-        first = first or (ink, reading)
+        reading = read_ink((ink, rgb, energy), network, one)
+        first = first or reading
         best = max(best, reading, key=lambda r: r.rank)
         if best.gain > enough:
             break
-    (likeliest, reading), unruled = first, None
+    likeliest, unruled = first.images[0], None
     framed = best.framed > 1
     if framed or best.gain <= enough:
         length = RULING * max(rgb.shape)
         if framed:
             length = BOX_SIDE * np.median([d.length for d in best.digits])
-        if (unruled := remove_rulings(likeliest, length)) is not None:
-            other = read_ink(unruled, scene, network, one)
+        if (without := remove_rulings(likeliest, length)) is not None:
+            unruled = read_ink((without, rgb, energy), network, one)
             # Without rulings, no frame is left to be explained.
-            best = max(best, other, key=lambda r: r.gain / r.framed if framed else r.rank)
+            best = max(best, unruled, key=lambda r: r.gain / r.framed if framed else r.rank)
     if best.gain <= enough or best.certainty < CERTAIN:
-        gapped = likeliest if unruled is None else unruled
-        other = read_ink(close_gaps(gapped, STROKE_GAP * max(rgb.shape)), scene, network, one)
-        if other.gain > enough and (best.gain <= enough or other.certainty > best.certainty):
-            best = other
-    if reading.candidates > 2 and not one and best.evidence < enough:
-        maps = [likeliest]
-        if unruled is not None and sum(d.digit != 1 for d in best.digits) < 3:
-            maps.append(unruled)
-        for upright, quarters in itertools.product(maps, (1, 3)):
-            ink, *turned = [np.rot90(image, quarters).copy() for image in (upright, *scene)]
-            reading = read_ink(ink, turned, network, one)
-            reading.quarters = quarters
-            if sum(d.digit != 1 for d in reading.digits) > 2 and reading.certainty > KEEP:
-                best = max(best, reading, key=lambda r: r.rank)
-    best.shape = rgb.shape[:2]
+        gapped = (unruled or first).images[0]
+        closed = close_gaps(gapped, STROKE_GAP * max(rgb.shape))
+        reading = read_ink((closed, rgb, energy), network, one)
+        if reading.gain > enough and (best.gain <= enough or reading.certainty > best.certainty):
+            best = reading
+    if one:
+        return best
+    if first.candidates > 2 and best.evidence < enough:
+        upright = [first]
+        if unruled and sum(d.digit != 1 for d in best.digits) < 3:
+            upright.append(unruled)
+        for reading, degrees in itertools.product(upright, (90, -90)):
+            turned = read_rotated(reading, degrees, network)
+            if sum(d.digit != 1 for d in turned.digits) > 2 and turned.certainty > KEEP:
+                best = max(best, turned, key=lambda r: r.rank)
+    if best.digits and abs(tilt := tilt_of_lines(best.digits)) > TILT:
+        best = max(best, read_rotated(best, tilt, network), key=lambda r: r.rank)
     return best
 
 
@@ -1421,25 +1451,25 @@ def read_mnist_format(rgb, network):
     digit = Region(left, top, right, bottom, ink[top:bottom, left:right] > 0, mass=1.0)
     digit.glyph = ink / np.float32(ink.max())
     digit.probabilities = network(digit.glyph[None])[0]
-    return Reading([digit], shape=ink.shape) if digit.gain > 0 else None
+    return Reading(digits=[digit]) if digit.gain > 0 else None
 
 
 def read_in_size(rgb, network, one):
     """Return the best Reading of an image: reduced if its digits are large."""
     height, width = rgb.shape[:2]
-    longer, quick = max(height, width), Reading([])
+    longer, quick = max(height, width), Reading()
     shrink = math.ceil(longer / QUICK_SIDE)
     if shrink > 1:
         rows, columns = max(1, height // shrink) * shrink, max(1, width // shrink) * shrink
         small = resized(rgb[:rows, :columns], 1 / shrink)
         quick = read_pixels(small, network, one)
-        quick.scale = shrink
+        quick.to_original *= shrink
         if quick.digits and np.median([d.length for d in quick.digits]) >= LARGE_DIGIT:
             return quick
     factor = math.ceil(SMALL_SIDE / longer)
     method = cv2.INTER_LINEAR if longer > TINY_SIDE else cv2.INTER_NEAREST
     reading = read_pixels(resized(rgb, factor, method), network, one)
-    reading.scale = 1 / factor
+    reading.to_original /= factor
     return reading if reading.digits else quick
 
 
@@ -1457,7 +1487,7 @@ def read_digits(rgb, network, scale=1.0, one=False):
     reading = read_mnist_format(rgb, network) or read_in_size(rgb, network, one)
     if not reading.digits:
         raise ImageError("no digit found")
-    reading.scale *= scale
+    reading.to_original *= scale
     lines = group_lines(reading.digits)
     reading.digits = digits = list(itertools.chain(*lines))
     views = np.concatenate([rotated_views(digit.glyph) for digit in digits])
@@ -1465,9 +1495,10 @@ def read_digits(rgb, network, scale=1.0, one=False):
         digit.probabilities = answers.mean(axis=0)  # test-time augmentation
     foreign = reading.certainty < CERTAIN  # it may be no number: all digits are marked
     least = CERTAIN_IN_NUMBER if len(digits) > 1 else 0.0  # a cut leaves doubt which there are
+    size = np.rint(np.multiply(rgb.shape[1::-1], scale))
     for digit in digits:
         digit.uncertain = foreign or digit.confidence < least
-        digit.left, digit.top, digit.right, digit.bottom = reading.box(digit)
+        digit.left, digit.top, digit.right, digit.bottom = reading.box(digit, size)
         digit.mask, digit.surroundings = None, ()  # they have served
     return lines
 

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import math
 from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import scenes
+import scipy.ndimage
 from scenes import drawn, inked, lines_in, photographed, placed, ruled, some_digit, text_in
 
 import loaded_mnist_model_digit_predictor as predictor
@@ -86,12 +88,15 @@ def one_line(random, least=3, most=7, zeros="", inverted=False, **style):
     return 255 - picture if inverted else picture, text
 
 
-def sloped(random):
-    text = some_text(random, 4, 7)
+def sloped(random, least=4, more=0):
+    """Return a number on a slope of up to 10 degrees, and so many more, either way."""
+    text = some_text(random, least, 7)
     ink = written(random, text)
     width, height = ink.shape[1] + 60, ink.shape[1] // 3 + 160
     sheet = placed(ink, (width, height), (30, (height - len(ink)) // 2))
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), random.uniform(-10, 10), 1)
+    degrees = random.uniform(-10, 10)
+    degrees += math.copysign(more, degrees)
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
     return on_paper(random, cv2.warpAffine(sheet, turn, (width, height))), text
 
 
@@ -214,6 +219,7 @@ KINDS = {  # and the share to be read exactly, at least
     "ticked": (0.9, ticked),
     "in several colours": (0.9, in_several_colours),
     "sideways on rulings": (0.5, sideways_on_rulings),
+    "steep": (0.88, partial(sloped, least=2, more=20)),
 }
 
 
@@ -264,6 +270,32 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
     assert min(right) >= 5  # of 6 to either side
     six = placed(drawn(some_digit(random, label=6)[0], 90), (240, 240), (75, 75))
     assert text_in(on_paper(random, np.rot90(six, 2).copy())) != "6"
+
+
+@pytest.mark.parametrize("degrees", [90, -90, 25])
+def test_rotated_pixels_are_mapped_back(degrees):
+    image = np.zeros((37, 52), np.float32)
+    image[20, 11:14] = 1
+    [turned], back = predictor.rotate([image], degrees)
+    if degrees != 25:
+        assert (turned == np.rot90(image, degrees // 90)).all()
+    y, x = np.indices(turned.shape) + 0.5
+    centre = [(x * turned).sum(), (y * turned).sum(), turned.sum()] / turned.sum()
+    assert back @ centre == pytest.approx([12.5, 20.5], abs=0.05)
+
+
+def test_boxes_of_tilted_digits_hold_them_and_lie_in_the_picture():
+    random, paper = np.random.default_rng(23), 236
+    sheet = scipy.ndimage.rotate(written(random, "8350269", gap=(0.8, 1)), 25, order=1)
+    left, top, width, height = cv2.boundingRect(np.uint8(sheet > 0.5))
+    picture = on_paper(random, sheet[top : top + height, left : left + width], paper)
+    [digits] = lines_in(picture)
+    assert predictor.text_of([digits]) == "8350269"
+    for digit in digits:
+        left, top, right, bottom = digit.box
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+        level = scipy.ndimage.rotate(picture[top:bottom, left:right], -25, order=1, cval=paper)
+        assert text_in(level, one=True) == str(digit.digit)
 
 
 def test_the_search_goes_on_while_most_of_the_image_is_unexplained(monkeypatch):
