@@ -110,15 +110,15 @@ JOIN_COST = 0.15  # of joining regions in one digit
 
 # The search
 HEAVY = 20  # regions that the network sees first; the others only if they are like its digits
-CUTS = (  # of a region's height, the width of pieces; of its mass, what digits made of them explain
-    (0.2, 0.2),  # at least: coarse ones first, which tell most of what is no number,
-    (0.12, 0.7),  # and fine ones, which must explain most of it, or it is a sign such as #
+CUTS = (  # width of the pieces, of a region's height; what they must explain, of its mass:
+    (0.2, 0.2),  # coarse ones, at which most of what is no number ends, for a third of the work,
+    (0.12, 0.7),  # and fine ones, which must explain most, or it is a sign such as #
 )
 MAX_CROSSED = 0.7  # of the height: the ink that a cut crosses, at most
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
-TILT = 7  # degrees; lines that are tilted by more are read level, too
+MAX_TILT = 7  # degrees of a line; the network's own views are turned by as much
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
 BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar,
 COLOUR_BANDWIDTH = 25.0  # and levels of their ink's chroma, in which lightness does not count,
@@ -495,15 +495,23 @@ def close_gaps(ink, width):
 
 
 def rotate(images, degrees):
-    """Return images turned to the left, zero in what is new, and the affine map (2, 3) back."""
+    """Return images, what read_ink takes, turned by degrees to the left, and the way back.
+
+    That is an affine map, float64 (2, 3), of the edges of pixels. In what is new, there is no ink
+    and no energy, and the border's colours, or a digit there would lie on two backgrounds.
+    """
     height, width = images[0].shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
     size = np.rint(abs(turn[:, :2]) @ (width, height)).astype(int)
     turn[:, 2] += (size - (width, height)) / 2
     of_centres = turn.copy()  # pixels' centres lie half a pixel further than their edges
     of_centres[:, 2] += turn[:, :2] @ (0.5, 0.5) - 0.5
-    turned = [cv2.warpAffine(image, of_centres, size.tolist()) for image in images]
-    return turned, cv2.invertAffineTransform(turn)
+    borders = cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_CONSTANT
+    rotated = tuple(
+        cv2.warpAffine(image, of_centres, size.tolist(), borderMode=border)
+        for image, border in zip(images, borders, strict=True)
+    )
+    return rotated, cv2.invertAffineTransform(turn)
 
 
 def interpretations(rgb):
@@ -1147,7 +1155,7 @@ def segment_touching(regions, digits, ink, network):
             for d in itertools.compress(sure, inside)
         )
     ]
-    chosen, ways = chosen[:MAX_CUT], {}
+    chosen = chosen[:MAX_CUT]
     for piece_width, least in CUTS:
         lattices = [segmentation_lattice(region, piece_width) for region in chosen]
         classify([part for edges, _ in lattices for _, _, part in edges], ink, network)
@@ -1213,7 +1221,7 @@ def in_context(digits):
 
 
 def tilt_of_lines(regions):
-    """Return the degrees, at most 42, by which regions' lines fall to the right."""
+    """Return the degrees, at most 42, by which regions' lines fall to the right; two may be one."""
     height = np.median([r.height for r in regions])
     (x, y), degrees = np.transpose([r.centre for r in regions]), np.arange(42, -43, -2)
     angles = np.radians(degrees)
@@ -1230,14 +1238,14 @@ def group_lines(regions):
     height = float(np.median([r.height for r in regions]))
     angle = math.radians(tilt_of_lines(regions))
     cos, sin = math.cos(angle), math.sin(angle)
-    level = np.array([r.centre for r in regions]) @ [[cos, -sin], [sin, cos]]
-    turned = dict(zip(regions, level, strict=True))
+    centres = np.array([r.centre for r in regions]) @ [[cos, -sin], [sin, cos]]
+    level = dict(zip(regions, centres, strict=True))
     lines = []
-    for region in sorted(regions, key=lambda r: turned[r][0]):
-        (x, y), away = turned[region], []
+    for region in sorted(regions, key=lambda r: level[r][0]):
+        (x, y), away = level[region], []
         for line in lines:  # a line is followed by its last digits, wherever it bends
             last = line[-4:]
-            xs, ys = np.array([turned[r] for r in last]).T
+            xs, ys = np.array([level[r] for r in last]).T
             slant = np.clip((ys[-1] - ys[0]) / max(xs[-1] - xs[0], height), -0.2, 0.2)
             off = y - ys[-3:].mean()
             off = min(abs(off), abs(off - slant * (x - xs[-3:].mean())))
@@ -1248,7 +1256,7 @@ def group_lines(regions):
             lines.append([region])
     gains = np.array([sum(r.gain for r in line) for line in lines])
     lines = itertools.compress(lines, gains >= LINE_SHARE * gains.max())
-    return sorted(lines, key=lambda line: np.mean([turned[r][1] for r in line]))
+    return sorted(lines, key=lambda line: np.mean([level[r][1] for r in line]))
 
 
 # --- Reading ---------------------------------------------------------------
@@ -1270,7 +1278,7 @@ class Reading:
 
     images: tuple = ()  # what read_ink takes
     to_original: np.ndarray = field(default_factory=lambda: np.eye(2, 3))  # affine, of their pixels
-    digits: list | tuple = ()  # Regions
+    digits: list = field(default_factory=list)  # Regions
     mass: float = 1.0  # what there was to explain,
     framed: float = 1.0  # and that over what is left of it without the digits' own frames
     candidates: int = 0  # regions among which they were chosen
@@ -1311,9 +1319,9 @@ class Reading:
         return self.evidence / self.mass * sure  # 1s may be anything straight
 
     def box(self, region, size):
-        """Return a region's box (left, top, right, bottom) in pixels of the original, of that size.
+        """Return a region's box (left, top, right, bottom) in pixels of the original, within it.
 
-        Where that was turned, it is the upright box around the region's own.
+        Where the picture was turned to be read, it is the upright box around the region's own.
         """
         left, top, right, bottom = region.box
         corners = np.array([[(left, top), (right, top), (left, bottom), (right, bottom)]], float)
@@ -1374,7 +1382,7 @@ def read_ink(images, network, one):
 
 
 def read_rotated(reading, degrees, network):
-    """Return the Reading of the same map of ink, turned to the left."""
+    """Return the Reading of the same map of ink, turned by degrees to the left."""
     images, back = rotate(reading.images, degrees)
     rotated = read_ink(images, network, False)
     rotated.to_original = reading.to_original @ np.vstack([back, [0, 0, 1]])
@@ -1426,10 +1434,10 @@ def read_pixels(rgb, network, one):
         if unruled and sum(d.digit != 1 for d in best.digits) < 3:
             upright.append(unruled)
         for reading, degrees in itertools.product(upright, (90, -90)):
-            turned = read_rotated(reading, degrees, network)
-            if sum(d.digit != 1 for d in turned.digits) > 2 and turned.certainty > KEEP:
-                best = max(best, turned, key=lambda r: r.rank)
-    if best.digits and abs(tilt := tilt_of_lines(best.digits)) > TILT:
+            rotated = read_rotated(reading, degrees, network)
+            if sum(d.digit != 1 for d in rotated.digits) > 2 and rotated.certainty > KEEP:
+                best = max(best, rotated, key=lambda r: r.rank)
+    if best.digits and abs(tilt := tilt_of_lines(best.digits)) > MAX_TILT:
         best = max(best, read_rotated(best, tilt, network), key=lambda r: r.rank)
     return best
 
