@@ -118,7 +118,7 @@ MAX_CROSSED = 0.7  # of the height: the ink that a cut crosses, at most
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
-MAX_TILT = 7  # degrees of a line; the network's own views are turned by as much
+MAX_TILT = 7  # degrees; lines tilted by more are read level, too, since VIEWS reach no further
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
 BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar,
 COLOUR_BANDWIDTH = 25.0  # and levels of their ink's chroma, in which lightness does not count,
@@ -1411,19 +1411,17 @@ def read_pixels(rgb, network, one):
         best = max(best, reading, key=lambda r: r.rank)
         if best.gain > enough:
             break
-    likeliest, unruled = first.images[0], None
-    framed = best.framed > 1
+    unruled, framed = None, best.framed > 1
     if framed or best.gain <= enough:
         length = RULING * max(rgb.shape)
         if framed:
             length = BOX_SIDE * np.median([d.length for d in best.digits])
-        if (without := remove_rulings(likeliest, length)) is not None:
+        if (without := remove_rulings(first.images[0], length)) is not None:
             unruled = read_ink((without, rgb, energy), network, one)
             # Without rulings, no frame is left to be explained.
             best = max(best, unruled, key=lambda r: r.gain / r.framed if framed else r.rank)
     if best.gain <= enough or best.certainty < CERTAIN:
-        gapped = (unruled or first).images[0]
-        closed = close_gaps(gapped, STROKE_GAP * max(rgb.shape))
+        closed = close_gaps((unruled or first).images[0], STROKE_GAP * max(rgb.shape))
         reading = read_ink((closed, rgb, energy), network, one)
         if reading.gain > enough and (best.gain <= enough or reading.certainty > best.certainty):
             best = reading
