@@ -31,7 +31,7 @@ import stat
 import sys
 import threading
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's: images run in parallel instead
@@ -120,9 +120,9 @@ MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
 MAX_TILT = 7  # degrees; lines tilted by more are read level, too, since VIEWS reach no further
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
-BANDWIDTH = 0.4  # nats of length and of contrast: the kernel by which digits are similar,
-COLOUR_BANDWIDTH = 25.0  # and levels of their ink's chroma, in which lightness does not count,
-ANOTHER_COLOUR = 0.5  # of the similarity is left to digits in other colours, at least
+BANDWIDTH = 0.48  # nats of length, of contrast, of pen: the kernel by which digits are similar,
+COLOUR_BANDWIDTH = 25.0  # and levels of their ink's chroma, in which lightness does not count;
+ANOTHER_PEN = 0.5  # of the similarity is left to digits of other colours or pens, at least
 BAR_WEIGHT = 0.25  # of a 1's gain counts in the choice between readings
 LINE_SHARE = 0.1  # of the best line's gain: a line below is dropped
 STOP = 0.65  # of the image's contrast: a reading that explains so much ends the search
@@ -567,7 +567,8 @@ class Region:
     cutoff: float = 0.0  # ink on one of the image's borders, as a share of its length
     surroundings: tuple = ()  # what background_variance takes; none of what is cut from another
     cost: float = 0.0  # what speaks against it as a digit, besides the network
-    glyph: np.ndarray | None = None  # float32 (28, 28) in [0, 1], what the network sees
+    glyph: np.ndarray | None = None  # float32 (28, 28) in [0, 1], what the network sees,
+    pen: float = 1.0  # and the width of its strokes in the region's pixels
     probabilities: np.ndarray | None = None  # float32 (10,), its answer
     uncertain: bool = False
 
@@ -727,10 +728,10 @@ def join(a, b, ink, scene):
 
 
 def normalize_digit(region, ink):
-    """Return a region as the network wants it: float32 (28, 28) in [0, 1], white on black.
+    """Return (glyph, pen): a region as the network wants it, and its strokes' width in pixels.
 
-    The pen is brought to MNIST's width, the longer side to 20 pixels, the
-    centre of mass to the middle.
+    A glyph is float32 (28, 28) in [0, 1], white on black. The pen is brought to MNIST's width,
+    the longer side to 20 pixels, the centre of mass to the middle.
     """
     pixels = ink[region.top : region.bottom, region.left : region.right]
     rim = cv2.dilate(region.mask.view(np.uint8), None)  # anti-aliased
@@ -740,7 +741,9 @@ def normalize_digit(region, ink):
     if factor < 1:  # keep hairlines from fading when they are shrunk
         pixels = cv2.dilate(pixels, np.ones([math.ceil(1 / factor)] * 2, np.uint8))
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    pixels = set_stroke_width(resized(pixels, factor, method))
+    pixels = resized(pixels, factor, method)
+    pen = stroke_width(pixels)
+    pixels = set_stroke_width(pixels, pen)
     left, top, width, height = cv2.boundingRect((pixels > 76).view(np.uint8))
     if width:
         pixels = pixels[top : top + height, left : left + width]
@@ -751,18 +754,22 @@ def normalize_digit(region, ink):
     left = min(max(0, round(13.5 - moments["m10"] / mass)), 28 - width)
     glyph = np.zeros((28, 28), np.float32)
     glyph[top : top + height, left : left + width] = pixels
-    return glyph / 255
+    return glyph / 255, pen / factor
 
 
-def set_stroke_width(pixels):
-    """Thicken or thin strokes, uint8, until their mean width lies within PEN_WIDTHS.
+def stroke_width(pixels):
+    """Return the mean width of strokes, uint8, in pixels, at least 1.
 
     A stripe's pixels lie a quarter of its width from its edge on average, so
     four times the mean of the distance transform is the width.
     """
     inked = cv2.copyMakeBorder((pixels > 127).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     distance = cv2.distanceTransform(inked, cv2.DIST_L2, 5)
-    pen = 4 * cv2.mean(distance, inked)[0] - 1
+    return max(1.0, 4 * cv2.mean(distance, inked)[0] - 1)
+
+
+def set_stroke_width(pixels, pen):
+    """Thicken or thin strokes, uint8, of that width, until it lies within PEN_WIDTHS."""
     missing, excess = round(PEN_WIDTHS[0] - pen), round(min(pen - PEN_WIDTHS[1], 0.4 * pen))
     change = max(missing, excess, 0)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (change + 1, change + 1))
@@ -1001,9 +1008,10 @@ def classify(regions, ink, network):
     It may be the edge of something, and what has too many holes is no digit.
     """
     if regions:
-        glyphs = np.stack([normalize_digit(region, ink) for region in regions])
-        for region, glyph, probabilities in zip(regions, glyphs, network(glyphs), strict=True):
-            region.glyph, region.probabilities = glyph, probabilities
+        glyphs, pens = zip(*(normalize_digit(region, ink) for region in regions), strict=True)
+        answers = network(np.stack(glyphs))
+        for region, *seen in zip(regions, glyphs, pens, answers, strict=True):
+            region.glyph, region.pen, region.probabilities = seen
             if region.gain > 0:
                 if region.surroundings:
                     region.cost += EDGE_COST * background_variance(*region.surroundings)
@@ -1033,16 +1041,18 @@ def outermost(regions, holds, frames=()):
 
 
 def similarity(regions):
-    """Return how alike regions are in length, contrast and colour: float (n, n) in [0, 1].
+    """Return how alike regions are in length, contrast and pen: float (n, n) in [0, 1].
 
-    It is a Gaussian kernel of each, but that some numbers are written in several colours.
-    Lightness, which a shadow changes, is left to the contrast.
+    It is a Gaussian kernel of each. A pen is its width and colour: small digits are as thick as
+    the others, small print is not; but some numbers are written with several. Lightness, which
+    a shadow changes, is left to the contrast.
     """
-    logs = np.log([(r.length, r.contrast) for r in regions]) / BANDWIDTH
-    inks = cv2.cvtColor(np.uint8([[r.colour for r in regions]]), cv2.COLOR_RGB2YCrCb)
-    chroma = inks[0, :, 1:] / COLOUR_BANDWIDTH
-    sizes, pens = (np.exp(-np.square(x[:, None] - x).sum(axis=2) / 2) for x in (logs, chroma))
-    return sizes * np.maximum(pens, ANOTHER_COLOUR)
+    logs = np.log([(r.length, r.contrast, r.pen) for r in regions]) / BANDWIDTH
+    colours = cv2.cvtColor(np.uint8([[r.colour for r in regions]]), cv2.COLOR_RGB2YCrCb)
+    pens = np.column_stack([logs[:, 2], colours[0, :, 1:] / COLOUR_BANDWIDTH])
+    apart = (np.square(x[:, None] - x).sum(axis=2) for x in (logs[:, :2], pens))
+    sizes, pens = (np.exp(-squares / 2) for squares in apart)
+    return sizes * np.maximum(pens, ANOTHER_PEN)
 
 
 def find_standard(regions):
@@ -1170,7 +1180,7 @@ def join_broken(digits, loose, ink, scene, network):
     loose are regions in which nothing was read. Single-linkage clustering merges the nearest
     first; of each merge the whole is kept if it explains more than its digits and is surer than
     each: a sure digit beside a mark is no piece of another. A bar that looks like a 1 may be one.
-    What is unlike the standard counts less, by the root of its similarity: a half of a broken 1.
+    What is unlike the standard counts less: a half of a broken 1.
     """
     pieces, merges = [*digits, *loose], []
     boxes, lengths = np.reshape([r.box for r in pieces], (-1, 4)), [r.length for r in pieces]
@@ -1193,7 +1203,7 @@ def join_broken(digits, loose, ink, scene, network):
         surest = max((d.certainty for d in parts if d.digit != 1), default=0.0)
         gains = np.array([d.gain for d in (whole, *parts)])
         if standard and standard not in parts:
-            gains *= np.sqrt(similarity([standard, whole, *parts])[0, 1:])
+            gains *= similarity([standard, whole, *parts])[0, 1:]
         better = gains[0] > gains[1:].sum() and whole.confidence > surest
         best[whole] = [whole] if better else parts
     return [d for whole in dict.fromkeys(clusters.values()) for d in best[whole]]
@@ -1281,7 +1291,7 @@ class Reading:
     digits: list = field(default_factory=list)  # Regions
     mass: float = 1.0  # what there was to explain,
     framed: float = 1.0  # and that over what is left of it without the digits' own frames
-    candidates: int = 0  # regions among which they were chosen
+    seen: list = field(default_factory=list)  # Regions that the network has seen whole
 
     @property
     def evidence(self):
@@ -1351,7 +1361,6 @@ def read_ink(images, network, one):
     if not regions:
         return reading
     everything, holds = regions, containment(regions, regions)
-    reading.candidates = len(everything)
     roots = outermost(regions, holds)
     mass = sum(r.mass for r in roots)
 
@@ -1366,6 +1375,7 @@ def read_ink(images, network, one):
         regions = regions + light
     regions.sort(key=lambda r: (r.width * r.height, -r.mass))
 
+    reading.seen = regions
     digits = best_cover(regions, {})
     if not one and (cuts := segment_touching(regions, digits, ink, network)):
         digits = best_cover(regions, cuts)
@@ -1379,6 +1389,19 @@ def read_ink(images, network, one):
         reading.mass = max(bare, mass_without_frames(everything, holds, digits, FRAMED_HEIGHT))
         reading.digits, reading.framed = digits, reading.mass / bare
     return reading
+
+
+def likeliest_turn(regions, network):
+    """Return by how many degrees to the left to turn regions for them to be most like digits.
+
+    It is a multiple of 90. A glyph is centred by its mass, so that it turns without its region.
+    """
+    evidence = {0: sum(region.evidence for region in regions)}
+    for quarters in (1, 2, 3):
+        answers = network(np.stack([np.rot90(region.glyph, quarters) for region in regions]))
+        turned = (replace(r, probabilities=p) for r, p in zip(regions, answers, strict=True))
+        evidence[90 * quarters] = sum(region.evidence for region in turned)
+    return max(evidence, key=evidence.get)
 
 
 def read_rotated(reading, degrees, network):
@@ -1396,10 +1419,10 @@ def read_pixels(rgb, network, one):
     map is read without rulings; where digits have frames, in any case, without lines longer than
     digits, since one that touches its box is hidden in that. Where doubt is left, its gaps are
     closed, which counts only if that explains most. Where nothing does, or 1s do it, the map is
-    read turned by a quarter, too, and without its rulings if little has been read: at least three
-    digits besides 1s, into which lines turn, so that no 6 becomes a 9, and with some certainty,
-    since printed text is full of digits when it lies on its side. Lines that are tilted are read
-    level, too.
+    read the other way up, too, and so without its rulings, if its regions are more like digits
+    then: at least three besides 1s, into which lines turn, so that no 6 becomes a 9, and with some
+    certainty, since printed text is full of digits when it lies on its side. Lines that are tilted
+    are read level, too.
     """
     energy, best, first = edge_energy(rgb), Reading(), None
     enough = STOP * float(energy.sum())
@@ -1427,14 +1450,12 @@ def read_pixels(rgb, network, one):
             best = reading
     if one:
         return best
-    if first.candidates > 2 and best.evidence < enough:
-        upright = [first]
-        if unruled and sum(d.digit != 1 for d in best.digits) < 3:
-            upright.append(unruled)
-        for reading, degrees in itertools.product(upright, (90, -90)):
-            rotated = read_rotated(reading, degrees, network)
-            if sum(d.digit != 1 for d in rotated.digits) > 2 and rotated.certainty > KEEP:
-                best = max(best, rotated, key=lambda r: r.rank)
+    if best.evidence < enough:
+        for reading in filter(None, (first, unruled)):
+            if len(reading.seen) > 2 and (degrees := likeliest_turn(reading.seen, network)):
+                rotated = read_rotated(reading, degrees, network)
+                if sum(d.digit != 1 for d in rotated.digits) > 2 and rotated.certainty > KEEP:
+                    best = max(best, rotated, key=lambda r: r.rank)
     if best.digits and abs(tilt := tilt_of_lines(best.digits)) > MAX_TILT:
         best = max(best, read_rotated(best, tilt, network), key=lambda r: r.rank)
     return best

@@ -113,12 +113,13 @@ def with_a_short_line(random):
     return on_paper(random, ink), "\n".join(texts)
 
 
-def sideways_on_rulings(random):
+def turned_on_rulings(random, quarters):
     text = some_text(random, 5, 8)
     ink = written(random, text, height=34, gap=(0.6, 1))
     size = ink.shape[1] + 60, 240
     paper = ruled(size, random, 40, colour=(110, 120, 170))
-    return np.rot90(on_paper(random, placed(ink, size, random=random), paper), 1).copy(), text
+    picture = on_paper(random, placed(ink, size, random=random), paper)
+    return np.rot90(picture, quarters).copy(), text
 
 
 def low_resolution(random):
@@ -198,6 +199,15 @@ def with_a_pair(random):
     return with_margin(random, ink), text + pair
 
 
+def with_small_0s(random):
+    """Return a number that ends with 0s half as tall, all written with the same pen."""
+    text, zeros = some_text(random, 2, 3), "0" * random.integers(1, 4)
+    ink, small = written(random, text), written(random, zeros, random.integers(25, 31))
+    ink = beside(ink, np.pad(small, ((len(ink) - len(small), 0), (0, 0))))
+    pen = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    return with_margin(random, cv2.dilate(scenes.thinned(ink), pen)), text + zeros
+
+
 KINDS = {  # and the share to be read exactly, at least
     "plain": (0.93, partial(one_line, least=1, most=9)),
     "leading zeros": (0.95, partial(one_line, least=1, most=4, zeros="00")),
@@ -218,8 +228,10 @@ KINDS = {  # and the share to be read exactly, at least
     "hatched": (0.7, hatched),
     "ticked": (0.9, ticked),
     "in several colours": (0.9, in_several_colours),
-    "sideways on rulings": (0.5, sideways_on_rulings),
+    "sideways on rulings": (0.85, partial(turned_on_rulings, quarters=1)),
     "steep": (0.92, partial(sloped, least=2, more=20)),
+    "upside down": (0.88, partial(turned_on_rulings, quarters=2)),
+    "with small 0s": (0.82, with_small_0s),
 }
 
 
@@ -272,7 +284,17 @@ def test_numbers_on_their_side_are_read_and_single_digits_never_turned():
     assert text_in(on_paper(random, np.rot90(six, 2).copy())) != "6"
 
 
-@pytest.mark.parametrize("degrees", [90, -90, 25])
+def test_the_likeliest_turn_makes_digits_upright():
+    random, network = np.random.default_rng(29), scenes.network()
+    for quarters in range(4):
+        regions = [candidate(0) for _ in range(6)]
+        for region, label in zip(regions, (2, 3, 4, 5, 7, 9), strict=True):
+            region.glyph = np.rot90(some_digit(random, label)[0] / np.float32(255), quarters)
+            region.probabilities = network(region.glyph[None])[0]
+        assert predictor.likeliest_turn(regions, network) == -quarters % 4 * 90
+
+
+@pytest.mark.parametrize("degrees", [90, -90, 25, 180, 270])
 def test_rotated_pixels_are_mapped_back(degrees):
     image = np.zeros((37, 52), np.float32)
     image[20, 11:14] = 1
@@ -382,11 +404,11 @@ def test_terminal_shows_lines_below_each_other_and_plot_boxes(name, two_lines, t
 # --- In company --------------------------------------------------------------
 
 
-def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0):
+def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0, pen=4.0):
     """Return a Region that the network is sure of."""
     mask = np.ones((length, length // 2), bool)
     box = (0, 0, length // 2, length)
-    region = predictor.Region(*box, mask, contrast=contrast, mass=mass, cutoff=cutoff)
+    region = predictor.Region(*box, mask, contrast=contrast, mass=mass, cutoff=cutoff, pen=pen)
     region.probabilities = np.where(np.arange(10) == digit, 0.991, 0.001)
     return region
 
@@ -399,6 +421,7 @@ def candidate(digit, length=40, contrast=0.5, cutoff=0.0, mass=10.0):
         {"digit": 8, "length": 7},  # a blot
         {"digit": 0, "length": 19},  # a printed letter
         {"digit": 3, "contrast": 1e-6, "mass": 1e-6},  # it stands out by nothing
+        {"digit": 6, "length": 24, "pen": 1.0},  # small print
     ],
 )
 def test_what_is_unlike_the_other_digits_is_left_out(odd):
@@ -412,6 +435,8 @@ def test_a_1_like_the_other_digits_is_kept_at_the_border_and_so_is_any_lone_digi
     smaller = candidate(4, 18, contrast=0.4), candidate(6, 11, contrast=0.4)
     assert predictor.in_context([*digits, *smaller]) == [*digits, *smaller]  # by and by
     assert predictor.in_context([*digits, smaller[1]]) == digits
+    same_pen, thin_pen = candidate(6, 24), candidate(6, pen=1.0)
+    assert predictor.in_context([*digits, same_pen, thin_pen]) == [*digits, same_pen, thin_pen]
     for digit in range(10):
         lone = [candidate(digit, cutoff=0.3)]
         assert predictor.in_context(lone) == lone
