@@ -118,6 +118,7 @@ MAX_CROSSED = 0.7  # of the height: the ink that a cut crosses, at most
 SLANTS = (0.0, 0.2, -0.2, 0.4)  # of a cut: columns to the left for each row down, as people lean
 MAX_CUT = 2  # regions cut in a map, the largest
 MAX_GAP = 0.25  # of the longer's length: how far apart pieces of one digit lie, at most
+UPRIGHT = 1.2  # times the rank of what is not turned: most images are, and 6666 may be 9999
 MAX_TILT = 7  # degrees; lines tilted by more are read level, too, since VIEWS reach no further
 KEEP = 0.35  # certainty * similarity of a digit that is kept; certainty of an image that is turned
 BANDWIDTH = 0.48  # nats of length, of contrast, of pen: the kernel by which digits are similar,
@@ -1374,8 +1375,8 @@ def read_ink(images, network, one):
         classify(light, ink, network)
         regions = regions + light
     regions.sort(key=lambda r: (r.width * r.height, -r.mass))
-
     reading.seen = regions
+
     digits = best_cover(regions, {})
     if not one and (cuts := segment_touching(regions, digits, ink, network)):
         digits = best_cover(regions, cuts)
@@ -1418,11 +1419,10 @@ def read_pixels(rgb, network, one):
     The search ends with a reading that explains most of the image. Where none does, the likeliest
     map is read without rulings; where digits have frames, in any case, without lines longer than
     digits, since one that touches its box is hidden in that. Where doubt is left, its gaps are
-    closed, which counts only if that explains most. Where nothing does, or 1s do it, the map is
-    read the other way up, too, and so without its rulings, if its regions are more like digits
-    then: at least three besides 1s, into which lines turn, so that no 6 becomes a 9, and with some
-    certainty, since printed text is full of digits when it lies on its side. Lines that are tilted
-    are read level, too.
+    closed, which counts only if that explains most. If its regions are more like digits so, the
+    map is read the other way up, too, and so without its rulings: at least three digits besides
+    1s, into which lines turn, so that no 6 becomes a 9, and with some certainty, since printed
+    text is full of digits when it lies on its side. Lines that are tilted are read level, too.
     """
     energy, best, first = edge_energy(rgb), Reading(), None
     enough = STOP * float(energy.sum())
@@ -1450,12 +1450,12 @@ def read_pixels(rgb, network, one):
             best = reading
     if one:
         return best
-    if best.evidence < enough:
-        for reading in filter(None, (first, unruled)):
-            if len(reading.seen) > 2 and (degrees := likeliest_turn(reading.seen, network)):
-                rotated = read_rotated(reading, degrees, network)
-                if sum(d.digit != 1 for d in rotated.digits) > 2 and rotated.certainty > KEEP:
-                    best = max(best, rotated, key=lambda r: r.rank)
+    upright = best
+    for reading in filter(None, (first, unruled)):
+        if len(reading.seen) > 2 and (degrees := likeliest_turn(reading.seen, network)):
+            rotated = read_rotated(reading, degrees, network)
+            if sum(d.digit != 1 for d in rotated.digits) > 2 and rotated.certainty > KEEP:
+                best = max(best, rotated, key=lambda r: r.rank * (UPRIGHT if r is upright else 1))
     if best.digits and abs(tilt := tilt_of_lines(best.digits)) > MAX_TILT:
         best = max(best, read_rotated(best, tilt, network), key=lambda r: r.rank)
     return best
