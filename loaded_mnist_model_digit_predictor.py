@@ -1050,9 +1050,8 @@ def similarity(regions):
     """
     logs = np.log([(r.length, r.contrast, r.pen) for r in regions]) / BANDWIDTH
     colours = cv2.cvtColor(np.uint8([[r.colour for r in regions]]), cv2.COLOR_RGB2YCrCb)
-    pens = np.column_stack([logs[:, 2], colours[0, :, 1:] / COLOUR_BANDWIDTH])
-    apart = (np.square(x[:, None] - x).sum(axis=2) for x in (logs[:, :2], pens))
-    sizes, pens = (np.exp(-squares / 2) for squares in apart)
+    features = logs[:, :2], np.column_stack([logs[:, 2], colours[0, :, 1:] / COLOUR_BANDWIDTH])
+    sizes, pens = (np.exp(-np.square(x[:, None] - x).sum(axis=2) / 2) for x in features)
     return sizes * np.maximum(pens, ANOTHER_PEN)
 
 
